@@ -1,0 +1,1 @@
+"""From plain WebDataset tars to batches: manifest, offset index, order and reading. No model, no DeepSpeed."""

@@ -1,0 +1,1 @@
+"""The maths of diffusion training: schedule and objective. Torch only."""

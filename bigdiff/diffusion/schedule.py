@@ -1,0 +1,34 @@
+"""The forward process: betas, alphas_cumprod, and what a noisy latent and a velocity are."""
+
+import torch
+
+from bigdiff.config.schema import Diffusion
+
+
+def alphas_cumprod(diffusion: Diffusion) -> torch.Tensor:
+    """Product of (1 - beta_s) for s <= t, float64 [train_timesteps] (Ho et al. 2020, between eq. 3 and 4).
+
+    `scaled_linear` is linear in sqrt(beta), the "linear" schedule of the latent-diffusion code.
+    """
+    steps, start, end = diffusion.train_timesteps, diffusion.beta_start, diffusion.beta_end
+    if diffusion.beta_schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    else:
+        betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def signal_and_noise(cumulative: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) for int64 `timesteps` [B], fp32 [B, 1, 1, 1]."""
+    at = cumulative.to(timesteps.device)[timesteps].reshape(-1, 1, 1, 1)
+    return at.sqrt().float(), (1.0 - at).sqrt().float()
+
+
+def add_noise(latents: torch.Tensor, noise: torch.Tensor, signal: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020, eq. 4); all fp32 [B, C, h, w]."""
+    return signal * latents + sigma * noise
+
+
+def velocity(latents: torch.Tensor, noise: torch.Tensor, signal: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans & Ho 2022, appendix D)."""
+    return signal * noise - sigma * latents

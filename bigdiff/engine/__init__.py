@@ -1,0 +1,1 @@
+"""DeepSpeed and the optimizer: the only place that knows how weights are partitioned."""

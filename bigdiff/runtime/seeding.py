@@ -1,0 +1,71 @@
+"""Random numbers computed from (seed, purpose, position), never carried.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer operations: the
+same bits on every device, for any batch, in any order. A resume needs no generator state, and a change of world
+size draws the same numbers for the same samples.
+"""
+
+import math
+from typing import Literal
+
+import torch
+
+Purpose = Literal["timestep", "noise", "posterior", "text_dropout", "preview"]
+# A purpose's number is part of every run's identity: add at the end, never renumber.
+PURPOSES: dict[str, int] = {"timestep": 0, "noise": 1, "posterior": 2, "text_dropout": 3, "preview": 4}
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Philox4x32-10: four int64 tensors of one shape holding uint32 counters -> four holding uint32 outputs."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which keeps both 32-bit halves right
+        product0, product1 = c0 * _M0, c2 * _M1
+        high0, high1 = (product0 >> 32) & _MASK, (product1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & _MASK, high0 ^ c3 ^ k1, product0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def bits(seed: int, purpose: Purpose, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Uint32 values (as int64) of shape [B, count] for int64 `positions` [B] of samples in the run."""
+    blocks = math.ceil(count / 4)
+    position = positions.to(torch.int64)[:, None]
+    block = torch.arange(blocks, device=positions.device)[None, :]
+    shape = (len(positions), blocks)
+    counter = (
+        block.expand(shape),
+        (position & _MASK).expand(shape),
+        (position >> 32).expand(shape),
+        torch.full(shape, PURPOSES[purpose], dtype=torch.int64, device=positions.device),
+    )
+    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return torch.stack(words, dim=-1).reshape(len(positions), blocks * 4)[:, :count]
+
+
+def uniform(seed: int, purpose: Purpose, positions: torch.Tensor) -> torch.Tensor:
+    """One float64 in [0, 1) per position, shape [B]; 53 random bits."""
+    words = bits(seed, purpose, positions, 2)
+    return ((words[:, 0] >> 5) * 2.0**26 + (words[:, 1] >> 6)).to(torch.float64) / 2.0**53
+
+
+def integers(seed: int, purpose: Purpose, positions: torch.Tensor, below: int) -> torch.Tensor:
+    """One int64 in [0, below) per position, shape [B]; `below` <= 2^31, bias under below / 2^32."""
+    return (bits(seed, purpose, positions, 1)[:, 0] * below) >> 32
+
+
+def normal(seed: int, purpose: Purpose, positions: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal fp32 of shape [B, *shape], by Box & Muller (1958) from pairs of uint32."""
+    count = math.prod(shape)
+    words = bits(seed, purpose, positions, 2 * math.ceil(count / 2)).to(torch.float32)
+    first, second = words.chunk(2, dim=1)
+    # (word + 0.5) / 2^32 lies in (0, 1]: fp32 rounds the largest words to 1, whose logarithm is 0, never infinite
+    radius = torch.sqrt(-2.0 * torch.log((first + 0.5) * 2.0**-32))
+    angle = second * (2.0 * math.pi * 2.0**-32)
+    values = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
+    return values[:, :count].reshape(len(positions), *shape)

@@ -1,0 +1,95 @@
+"""Which process am I, on which device, and what do all processes agree on. The only reader of RANK and WORLD_SIZE."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bigdiff.config.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among all processes of a run."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which alone writes logs, manifests and pointers."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        dist.barrier()
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over all processes of a small tensor (fp32, any shape); every process gets it."""
+        total = values.detach().to(self.device, torch.float32, copy=True)
+        dist.all_reduce(total)
+        return total / self.size
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise maximum over all processes; every process gets it."""
+        most = values.detach().to(self.device, torch.float32, copy=True)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return most
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process, the same answer on all."""
+        return bool(self.largest(torch.tensor([float(flag)])).item())
+
+    def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 (plain values of the caller's kind)
+        """The `item` (plain, small) of every process, in rank order, on every process."""
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def first_says(self, item: Any) -> Any:  # noqa: ANN401 (plain values of the caller's kind)
+        """Rank 0's `item` on every process."""
+        items = [item]
+        dist.broadcast_object_list(items, src=0)
+        return items[0]
+
+
+def enter(timeout_seconds: int) -> World:
+    """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
+
+    Without them this is a world of one. A collective that waits longer than `timeout_seconds` ends the process, so
+    that a hung peer does not hold its nodes.
+
+    Raises:
+        RunError: when only some of the variables are set.
+    """
+    named = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in named if name not in os.environ]
+    alone = "RANK" in missing and "WORLD_SIZE" in missing  # LOCAL_RANK may remain from an earlier world of one
+    if missing and not alone:
+        raise RunError(f"{', '.join(missing)} not set although other process group variables are")
+    rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in zip(named, "001", strict=False))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=timeout_seconds)
+        if alone:
+            os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    return World(rank=rank, local_rank=local_rank, size=size, device=device)
+
+
+def leave() -> None:
+    """Close the process group, so that the next `enter` of this process starts afresh."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

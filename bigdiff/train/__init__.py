@@ -1,0 +1,1 @@
+"""The training loop. `setup` alone knows every concrete class; `loop` fits one screen."""

@@ -1,0 +1,78 @@
+"""The loop, on one screen."""
+
+import math
+
+from bigdiff.checkpoint import store
+from bigdiff.config.errors import RunError
+from bigdiff.train.run import Outcome, Run
+from bigdiff.train.step import optimizer_step
+
+
+def train(run: Run) -> Outcome:
+    """Train until the stage's last step or an agreed stop; both end in a checkpoint."""
+    stage = run.stage
+    while run.state.step < stage.steps:
+        rate = optimizer_step(run, next(run.batches))
+        run.ema.update([run.engine.partition.master], run.state.step)
+        run.state = run.state.after(stage.batch.total)
+        step, last = run.state.step, run.state.step == stage.steps
+        stopping = run.stop.agreed(run.world)
+        if step % stage.log.every == 0 or last or stopping:
+            log(run, rate)
+        if run.preview is not None and (step % stage.preview.every == 0 or last):
+            picture = run.preview.draw(run.engine.gather(run.ema.shadow[0]))
+            if run.writer is not None:
+                run.writer.image("preview/ema", picture, run.state.samples_seen)
+        if step % stage.checkpoint.every == 0 or last or stopping:
+            save(run)
+        if stopping and not last:
+            run.say(
+                f"stopping at step {step} ({run.stop.requested or 'asked on another rank'}); saved, to be continued"
+            )
+            break
+    finished = run.state.step >= stage.steps
+    return Outcome(step=run.state.step, samples_seen=run.state.samples_seen, finished=finished)
+
+
+def log(run: Run, rate: float) -> None:
+    """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective.
+
+    Raises:
+        RunError: when the loss is not finite.
+    """
+    reading, norm, state = run.meters.take(), float(run.engine.grad_norm()), run.state
+    if not math.isfinite(reading.loss):
+        raise RunError(
+            f"the loss at step {state.step} is {reading.loss}: start again to go on from the last checkpoint, "
+            f"with a lower optim.lr or engine.precision=fp32 if it comes back"
+        )
+    run.say(
+        f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
+        f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
+    )
+    if run.writer is None:
+        return
+    values = {
+        "train/loss": reading.loss,
+        "train/grad_norm": norm,
+        "train/lr": rate,
+        "train/samples_seen": float(state.samples_seen),
+        "speed/images_per_second": reading.images_per_second,
+        "speed/data_wait_fraction": reading.data_wait_fraction,
+    }
+    bins = enumerate(reading.loss_by_bin)
+    values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
+    run.writer.scalars(state.step, state.samples_seen, values)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint; collective."""
+    tensors = {**run.engine.moments(), store.EMA: run.ema.shadow[0]}
+    content = store.Content(
+        partition=run.engine.partition,
+        tensors=tensors,
+        state=run.state,
+        identity=run.identity,
+        about={"stage": run.stage.name},
+    )
+    store.save(run.folder, run.world, content, run.stage.checkpoint.keep)

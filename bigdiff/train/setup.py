@@ -1,0 +1,200 @@
+"""From a stage's config to a running stage: the one place that knows every concrete class."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from bigdiff.checkpoint import layout, store
+from bigdiff.checkpoint.state import Identity, TrainState
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import dump
+from bigdiff.config.schema import Stage, accumulation
+from bigdiff.data import manifest
+from bigdiff.data.contract import needed_contract
+from bigdiff.data.latents import LatentSet, Slice, batches
+from bigdiff.data.order import Order
+from bigdiff.diffusion import objective
+from bigdiff.engine.deepspeed import Engine
+from bigdiff.evaluate.preview import Previewer
+from bigdiff.metrics.meters import Meters
+from bigdiff.metrics.writer import Writer
+from bigdiff.models import components
+from bigdiff.models.denoiser import Denoiser
+from bigdiff.models.ema import Ema
+from bigdiff.runtime.files import write_bytes, write_json
+from bigdiff.runtime.stop import Stop
+from bigdiff.runtime.versions import commit, versions
+from bigdiff.runtime.world import World, enter, leave
+from bigdiff.train import loop
+from bigdiff.train.run import Outcome, Run
+
+
+def train_stage(stage: Stage) -> Outcome:
+    """Train `stage` on this process's share until it is finished or stopped; called by every process alike."""
+    stop = Stop()
+    stop.listen()
+    world = enter(stage.engine.timeout_seconds)
+    try:
+        accumulation(stage, world.size)
+        with building(stage, world, stop) as run:
+            return loop.train(run)
+    finally:
+        leave()
+
+
+@contextmanager
+def building(stage: Stage, world: World, stop: Stop) -> Iterator[Run]:
+    """The run of `stage` on this process, resumed from its newest good checkpoint; closes what it opened."""
+    folder = layout.run_folder(stage.runs, stage.name)
+    say = speaker(world)
+    vae = components.load_vae(stage.model.vae.source)
+    tokenizer = components.load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length)
+    text_encoder = components.load_text_encoder(stage.model.text.encoder)
+    with LatentSet(Path(stage.data.latents)) as latents:
+        needed = needed_contract(stage, vae, tokenizer)
+        refuse_other_latents(latents, needed)
+        denoiser = build_denoiser(stage, text_encoder, say)
+        engine = Engine(denoiser, denoiser.trained(), stage, world)
+        identity = Identity(
+            seed=stage.seed,
+            manifest=manifest.fingerprint(latents.folder),
+            total=stage.batch.total,
+            window=stage.data.window,
+        )
+        ema = Ema([engine.partition.master], stage.ema.decay)
+        state = resume(folder, world, engine, ema, identity)
+        if world.first:
+            describe(folder, stage, latents)
+        order = Order(sizes=latents.manifest.sizes, seed=stage.seed, window=stage.data.window)
+        part = Slice(total=stage.batch.total, micro=stage.batch.micro, rank=world.rank, size=world.size)
+        ahead = (stage.data.read_ahead, stage.data.read_threads)
+        stream = batches(latents, order, part, state.samples_seen, ahead)
+        writer = (
+            Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen) if world.first else None
+        )
+        say(
+            f"{stage.name}: {engine.partition.total:,} trained parameters, {latents.manifest.samples:,} samples, "
+            f"{world.size} processes on {world.device.type}, {'bf16 over fp32' if engine.half else 'fp32'}, "
+            f"from step {state.step}"
+        )
+        try:
+            yield Run(
+                stage=stage,
+                folder=folder,
+                world=world,
+                batches=stream,
+                objective=objective.build(stage.diffusion, stage.seed, world.device),
+                engine=engine,
+                ema=ema,
+                scaling_factor=float(vae.config.scaling_factor),
+                empty_tokens=torch.tensor(needed["empty_tokens"], device=world.device),
+                state=state,
+                identity=identity,
+                meters=Meters(stage.diffusion.train_timesteps, world),
+                writer=writer,
+                preview=Previewer(stage, vae, text_encoder, tokenizer) if stage.preview.every else None,
+                stop=stop,
+                say=say,
+            )
+        finally:
+            stream.close()
+            if writer is not None:
+                writer.close()
+
+
+def speaker(world: World) -> Callable[[str], None]:
+    """Lines for a person on standard output, from rank 0 alone, as they come."""
+
+    def say(line: str) -> None:
+        if world.first:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    logging.captureWarnings(True)
+    return say
+
+
+def refuse_other_latents(latents: LatentSet, needed: dict[str, object]) -> None:
+    """Raise a UsageError when the set was not encoded as the stage needs it, line by line."""
+    wrong = manifest.differences(latents.manifest.contract, needed)
+    if wrong:
+        raise UsageError(
+            f"{latents.folder} does not fit the stage: {'; '.join(wrong)}. "
+            f"Encode it again with data_prep/encode_latents.py"
+        )
+
+
+def build_denoiser(stage: Stage, text_encoder: torch.nn.Module, say: Callable[[str], None]) -> Denoiser:
+    """The trained module with seeded random weights, or with the EMA weights of the run `init_from` names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.seed)
+        unet = components.build_unet(stage.model.unet, stage.latent_size)
+    if stage.engine.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    denoiser = Denoiser(unet, text_encoder, stage.model.text.train)
+    if stage.init_from:
+        hand_over(stage, denoiser, say)
+    denoiser.train()
+    if not stage.model.text.train:
+        denoiser.text_encoder.eval()
+    if stage.engine.channels_last:
+        denoiser.unet.to(memory_format=torch.channels_last)
+    return denoiser
+
+
+def hand_over(stage: Stage, denoiser: Denoiser, say: Callable[[str], None]) -> None:
+    """Load the EMA weights of the run `init_from` names, all of them or none.
+
+    Raises:
+        UsageError: when that run has no checkpoint, or its parameters are not this stage's.
+    """
+    named = Path(stage.init_from)
+    source = named if named.is_dir() else layout.run_folder(stage.runs, stage.init_from)
+    checkpoint = layout.latest(source)
+    if checkpoint is None:
+        raise UsageError(f"init_from={stage.init_from}: {source} has no checkpoint; train that stage first")
+    weights = store.read_weights(checkpoint, "ema")
+    trained = denoiser.trained()
+    other = sorted(
+        {name for name in weights if name not in trained} ^ {name for name in trained if name not in weights}
+    )
+    shapes = [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
+    if other or shapes:
+        raise UsageError(
+            f"init_from={stage.init_from}: {checkpoint} holds another network ({[*other, *shapes][0]} differs)"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
+    say(f"weights from {checkpoint} (EMA)")
+
+
+def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Identity) -> TrainState:
+    """Weights, optimizer and EMA from the newest good checkpoint of this run, if it has one.
+
+    Raises:
+        UsageError: when the checkpoint belongs to another data order, so that a resume would not continue it.
+    """
+    saved = store.load(folder, world, engine.partition, lambda line: sys.stderr.write(f"warning: {line}\n"))
+    if saved is None:
+        return TrainState(step=0, samples_seen=0)
+    changed = identity.differences(saved.identity)
+    if changed:
+        raise UsageError(
+            f"{folder} cannot be continued: {'; '.join(changed)}. Undo that, or use another `name` or `runs`"
+        )
+    moments = {name: saved.tensors[name] for name in ("exp_avg", "exp_avg_sq")}
+    engine.restore(saved.tensors[store.MASTER], moments, saved.state.step)
+    ema.shadow[0].copy_(saved.tensors[store.EMA])
+    return saved.state
+
+
+def describe(folder: Path, stage: Stage, latents: LatentSet) -> None:
+    """Write what explains the run to a reader: resolved config, versions and commit, the data's manifest hash."""
+    write_bytes(folder / layout.CONFIG, dump(stage).encode())
+    about = {"versions": versions(), "commit": commit(), "latents": manifest.fingerprint(latents.folder)}
+    write_json(folder / "versions.json", about)
