@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent, and load on any number of ranks.
 
-All trained weights form one flat vector (bigdiff.engine.deepspeed.Partition). Each rank writes its slice of the fp32
+All trained weights form one flat vector (bigdiff.engine.partition.Partition). Each rank writes its slice of the fp32
 masters, of AdamW's moments and of the EMA to one safetensors file; `index.json` says where each parameter and each
 slice lies. A loader of another world size reads the ranges it needs, so nothing is converted. The folder is written
 aside under a name of its own, synced and renamed: the newest folder whose files have their recorded checksums is the
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from bigdiff.checkpoint import layout
 from bigdiff.checkpoint.state import Identity, TrainState
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.engine.deepspeed import Partition
+from bigdiff.engine.partition import Partition
 from bigdiff.runtime.files import sha256, sync, write_json
 from bigdiff.runtime.world import World
 

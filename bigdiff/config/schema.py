@@ -119,7 +119,7 @@ class Engine:
 
     zero_stage: Literal[1, 2] = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
-    channels_last: bool = True
+    channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
     gradient_checkpointing: bool = False
     bucket_elements: int = 50_000_000  # reduce and gather bucket of ZeRO
     timeout_seconds: int = 600  # of a collective; a hung rank ends the run after this
@@ -188,7 +188,7 @@ class Cluster:
     nodes: int = 1
     processes_per_node: int = 8  # one per GPU
     gpus_per_node: int = 8  # 0: CPU and gloo
-    cpus_per_process: int = 8
+    cpus_per_process: int = 8  # 0 on a local machine: an equal share of its cores
     memory_gb: int = 0  # per node; 0 leaves it to the cluster
     time_minutes: int = 1440
     signal_seconds: int = 300  # warning before the time limit; the run saves and requeues on it

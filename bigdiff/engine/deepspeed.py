@@ -1,7 +1,6 @@
 """ZeRO through DeepSpeed: configuration, one step, and this rank's share of weights and optimizer state."""
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -12,26 +11,8 @@ from torch import nn
 from bigdiff.config.errors import RunError
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.engine import optim
+from bigdiff.engine.partition import Partition, Placed
 from bigdiff.runtime.world import World
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
-    """Where one parameter lies in the flat vector of the trained weights (elements)."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Partition:
-    """This rank's slice [start, start + len(master)) of the flat fp32 weights; the tail may be padding."""
-
-    layout: tuple[Placed, ...]
-    total: int  # elements up to the end of the last parameter
-    start: int
-    master: torch.Tensor  # fp32, live: writing to it changes the optimizer's weights
 
 
 def bf16(stage: Stage, device: torch.device) -> bool:

@@ -1,1 +1,1 @@
-"""The networks: built from config or loaded from a local path or hub id; frozen encoders; EMA."""
+"""The networks: built from a stage's configuration or loaded, frozen, from a local folder or the hub."""

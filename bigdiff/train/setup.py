@@ -5,8 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from bigdiff.checkpoint import layout, store
 from bigdiff.checkpoint.state import Identity, TrainState
@@ -14,7 +17,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.load import dump
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.data import manifest
-from bigdiff.data.contract import needed_contract
+from bigdiff.data.contract import LatentContract
 from bigdiff.data.latents import LatentSet, Slice, batches
 from bigdiff.data.order import Order
 from bigdiff.diffusion import objective
@@ -90,7 +93,7 @@ def building(stage: Stage, world: World, stop: Stop) -> Iterator[Run]:
                 objective=objective.build(stage.diffusion, stage.seed, world.device),
                 engine=engine,
                 ema=ema,
-                scaling_factor=float(vae.config.scaling_factor),
+                scaling_factor=float(vae.config["scaling_factor"]),
                 empty_tokens=torch.tensor(needed["empty_tokens"], device=world.device),
                 state=state,
                 identity=identity,
@@ -118,7 +121,21 @@ def speaker(world: World) -> Callable[[str], None]:
     return say
 
 
-def refuse_other_latents(latents: LatentSet, needed: dict[str, object]) -> None:
+def needed_contract(stage: Stage, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """What the stage's latent set must have been made with."""
+    contract = LatentContract(
+        vae_sha256=components.weights_sha256(vae),
+        vae_scaling_factor=float(vae.config["scaling_factor"]),
+        vae_factor=stage.model.vae.factor,
+        latent_channels=stage.model.unet.latent_channels,
+        resolution=stage.resolution,
+        tokenizer_sha256=components.tokenizer_sha256(tokenizer),
+        empty_tokens=tuple(components.token_ids(tokenizer, [""])[0].tolist()),
+    )
+    return contract.lines()
+
+
+def refuse_other_latents(latents: LatentSet, needed: dict[str, Any]) -> None:
     """Raise a UsageError when the set was not encoded as the stage needs it, line by line."""
     wrong = manifest.differences(latents.manifest.contract, needed)
     if wrong:
@@ -141,8 +158,6 @@ def build_denoiser(stage: Stage, text_encoder: torch.nn.Module, say: Callable[[s
     denoiser.train()
     if not stage.model.text.train:
         denoiser.text_encoder.eval()
-    if stage.engine.channels_last:
-        denoiser.unet.to(memory_format=torch.channels_last)
     return denoiser
 
 

@@ -1,0 +1,33 @@
+import json
+from collections.abc import Callable
+
+import pytest
+
+SCRIPT = """
+import json, torch
+from bigdiff.metrics.meters import BINS, Meters
+from bigdiff.runtime.world import enter, leave
+w = enter(60)
+meters = Meters(1000, w)
+# each rank sees other timesteps: rank 0 the first half, rank 1 the second
+timesteps = torch.arange(500) + 500 * w.rank
+meters.add(timesteps.float(), timesteps, 1e-6 * (w.rank + 1))
+meters.add(timesteps.float() + 2, timesteps, 0.0)
+first = meters.take()
+meters.add(torch.ones(1), torch.tensor([999]), 0.0)
+second = meters.take()
+leave()
+print(json.dumps([[r.loss, list(r.loss_by_bin), r.images_per_second, r.data_wait_fraction] for r in (first, second)]))
+"""
+
+
+def test_means_are_over_all_ranks_and_start_afresh(run_ranks: Callable[..., list[str]]) -> None:
+    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(SCRIPT, 2)]
+    for (loss, bins, speed, wait), second in told:
+        assert loss == pytest.approx(sum(range(1000)) / 1000 + 1)
+        assert bins == pytest.approx([100 * number + 49.5 + 1 for number in range(10)])
+        assert speed > 0
+        assert 0 < wait < 1
+        assert second[0] == 1.0
+        assert second[1] == [None] * 9 + [1.0]
+    assert told[0][0][:2] == told[1][0][:2]
