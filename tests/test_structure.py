@@ -40,7 +40,9 @@ def test_modules_are_nouns_of_the_field(path: Path) -> None:
     assert not FORBIDDEN & set(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")], ids=name)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")], ids=name
+)
 def test_every_module_has_its_test_at_the_mirrored_path(path: Path) -> None:
     relative = path.relative_to(ROOT / "bigdiff")
     assert (ROOT / "tests" / relative.parent / f"test_{relative.name}").is_file()

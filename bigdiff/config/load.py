@@ -29,15 +29,18 @@ def load(schema: type[T], files: Sequence[Path], overrides: Sequence[str] = ()) 
         if "=" not in override or override.startswith("="):
             raise UsageError(f"argument {override!r} is not of the form key=value")
         try:
-            layer = OmegaConf.from_dotlist([override])
+            layer = OmegaConf.from_dotlist([f"{override}''" if override.endswith("=") else override])  # key= is ""
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UsageError(f"argument {override!r}: {_first_line(error)}") from error
         merged = _merge(merged, layer, f"argument {override!r}")
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        source = ", ".join(str(file) for file in files) or schema.__name__
-        raise UsageError(f"{source}: no value for {missing[0]}; set it in the file or as {missing[0]}=...")
-    return cast(T, OmegaConf.to_object(merged))
+    source = ", ".join(str(file) for file in files) or schema.__name__
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UsageError(f"{source}: no value for {missing[0]}; set it in the file or as {missing[0]}=...")
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # a ${...} that names nothing
+        raise UsageError(f"{source}: {_first_line(error)}") from error
 
 
 def load_stage(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Stage:
@@ -86,7 +89,22 @@ def includes(file: Path) -> tuple[str, ...]:
 def dump(config: Any) -> str:  # noqa: ANN401 (any of the schema's dataclasses)
     """`config` (a dataclass of the schema) as YAML that `load` reads back to an equal object."""
     assert is_dataclass(config) and not isinstance(config, type)
-    return str(yaml.safe_dump(_plain(asdict(config)), sort_keys=False, width=120))
+    return str(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False, width=120))
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # PyYAML is untyped
+    """Quotes texts such as 1e5, which OmegaConf reads as numbers and YAML 1.1 does not."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    try:
+        float(value)
+    except ValueError:
+        return dumper.represent_str(value)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'")
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (a tree of plain values)
@@ -124,10 +142,21 @@ def _merge(below: Any, above: Any, source: str) -> Any:  # noqa: ANN401 (OmegaCo
     try:
         return OmegaConf.merge(below, above)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        where = f"{source}: {key}: " if key else f"{source}: "
-        raise UsageError(where + _first_line(error)) from error
+        key = getattr(error, "full_key", None) or _culprit(below, above)
+        raise UsageError(f"{source}: {key}: {_first_line(error)}") from error
+
+
+def _culprit(below: Any, above: Any) -> str:  # noqa: ANN401 (OmegaConf's node types)
+    """The first key of `above` that does not merge, for the errors that do not name theirs."""
+    for key in above:
+        try:
+            OmegaConf.merge(below, {key: above[key]})
+        except OmegaConfBaseException:
+            nested = OmegaConf.is_dict(above[key]) and OmegaConf.is_dict(below[key])
+            return f"{key}.{_culprit(below[key], above[key])}" if nested else str(key)
+    return "?"
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    # OmegaConf forgets to fill in this message of its own for items of lists
+    return str(error).strip().splitlines()[0].replace("Value '$VALUE' of type '$VALUE_TYPE'", "an item")

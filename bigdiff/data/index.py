@@ -28,6 +28,11 @@ def members(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 stem, _, extension = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 found.setdefault(key, {})[extension] = (member.offset_data, member.size)
+            end = archive.offset  # of the mark that closes a tar; tarfile takes a cut header for the end, too
+        with tar.open("rb") as stream:
+            stream.seek(end)
+            if stream.read(1024) != bytes(1024):
+                raise tarfile.ReadError("it has no end")
     except tarfile.TarError as error:
         raise RunError(f"{tar} is damaged ({error}): rebuild the shard") from error
     return found

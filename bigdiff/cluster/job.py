@@ -1,0 +1,123 @@
+"""What each process of a job runs: meet the others, train the stage, hand the job back to SLURM when told to stop.
+
+The requeue contract. submitit installs a handler for USR2 that re-submits the job, but it runs on rank 0 alone and in
+the middle of a step, where a ZeRO checkpoint (a collective) would deadlock. So training takes over the signals, all
+ranks agree on the stop at a step's end and save together; `finished=False` comes back, and only then rank 0 calls
+submitit's handler, while the others wait to be ended with the job: one that exits could end rank 0 before its call.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+
+from bigdiff.checkpoint.layout import run_folder
+from bigdiff.cluster.rendezvous import export, find, first_address, scontrol
+from bigdiff.config.errors import RunError
+from bigdiff.config.schema import Stage
+
+REQUEUE_SECONDS = 600  # how long the other ranks wait for rank 0 to requeue the job
+STOPS = (signal.SIGTERM, signal.SIGUSR2)  # what a local job's follower or controller sends
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """Where a job's training ended; like train.run.Outcome, but the submitting process reads it without torch."""
+
+    step: int
+    samples_seen: int
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob:
+    """A stage as a callable that submitit pickles and runs in every process."""
+
+    stage: Stage
+    port: int = 0  # where a local job's processes meet; a SLURM job computes its own
+
+    def __call__(self) -> Ended:
+        """Train until the stage is done or a stop was agreed on; in the second case a SLURM job is requeued."""
+        resubmit = signal.getsignal(signal.SIGUSR2)  # submitit's handler, before training installs its own
+        place = find(os.environ, self.port, first_address)
+        export(place)
+        local = os.environ["SUBMITIT_EXECUTOR"] == "local"
+        if local:
+            leave_when_told()
+        with alone(run_folder(self.stage.runs, self.stage.name)) if local and place.rank == 0 else nullcontext():
+            from bigdiff.train.setup import train_stage  # ten seconds of imports that a login node must not pay
+
+            outcome = train_stage(self.stage)
+        if not outcome.finished and not local:
+            requeue(resubmit, place.rank)
+        return Ended(step=outcome.step, samples_seen=outcome.samples_seen, finished=outcome.finished)
+
+    def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
+        """What submitit runs after a requeue: the same job, which goes on from its last checkpoint."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def leave_when_told() -> None:
+    """Until training listens for itself, a stop ends this process: there is nothing to save yet.
+
+    submitit has set these signals to be ignored or to restart the job, neither of which fits a local run.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for number in STOPS:
+        signal.signal(number, leave)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run in `folder`, so that a second job on this machine does not write the same checkpoints.
+
+    The kernel drops the lock when the process ends in whatever way.
+
+    Raises:
+        RunError: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "running.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise RunError(
+                f"{folder} is being trained by process {lock.read().strip()}: wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def requeue(resubmit: Callable[[int, FrameType | None], Any] | int | None, rank: int) -> None:
+    """Give the job back to SLURM, to be started again; does not return normally.
+
+    Raises:
+        RunError: when the job was cancelled (a requeue would bring it back), or the requeue did not happen.
+    """
+    if rank > 0:
+        time.sleep(REQUEUE_SECONDS)
+        raise RunError(f"the job was not requeued within {REQUEUE_SECONDS} s; its checkpoint is saved")
+    found = re.search(r"\bJobState=(\S+)", scontrol("show", "job", "-o", os.environ["SLURM_JOB_ID"]))
+    state = found.group(1) if found else "UNKNOWN"
+    if state != "RUNNING":
+        raise RunError(f"stopped and saved; the job is {state}, so it is not requeued: submit it again to continue")
+    if not callable(resubmit):
+        raise RunError("submitit's signal handler is missing, so the job cannot requeue itself: submit it again")
+    resubmit(signal.SIGUSR2, None)  # dumps `checkpoint()`, calls `scontrol requeue`, exits
+    raise RunError("submitit did not requeue the job; its checkpoint is saved: submit it again")

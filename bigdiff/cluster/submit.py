@@ -1,0 +1,246 @@
+"""A stage and a cluster to a submitted job: on this machine, on SLURM, or as the text of the sbatch script alone."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
+
+from bigdiff.checkpoint.layout import latest, run_folder, step_of
+from bigdiff.cluster.job import TrainJob
+from bigdiff.cluster.machine import Machine
+from bigdiff.cluster.rendezvous import free_port
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.schema import Cluster, Stage, accumulation
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+
+
+class _SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc] # submitit is untyped here
+    """submitit's executor, also on a machine without Slurm, where it can still write the script."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Whether Slurm is here; `slurm` asks that itself, with a clearer sentence."""
+        return 2
+
+
+def reached(stage: Stage) -> int:
+    """The step of the stage's newest checkpoint, 0 before the first."""
+    newest = latest(run_folder(stage.runs, stage.name))
+    return step_of(newest) if newest else 0
+
+
+def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any]:
+    """submitit.SlurmExecutor's parameters: what becomes the `#SBATCH` lines and the srun command.
+
+    The job waits for job `after` to succeed, and for any older job of the same run to end ("singleton"), so that two
+    submissions never train into one folder.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    check(stage, cluster)
+    return {
+        "job_name": f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
+        "time": cluster.time_minutes,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.processes_per_node,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cluster.cpus_per_process,
+        "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else None,
+        "partition": cluster.partition or None,
+        "account": cluster.account or None,
+        "qos": cluster.qos or None,
+        "constraint": cluster.constraint or None,
+        "exclude": cluster.exclude or None,
+        "dependency": f"afterok:{after},singleton" if after else "singleton",
+        "signal_delay_s": cluster.signal_seconds,
+        "setup": [*cluster.setup, *exports(environment(cluster))],
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's default is refused where SLURM tracks these keys
+        # a job whose predecessor failed would wait for ever without kill-on-invalid-dep
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        # a hung rank would hold all nodes until the time limit; since 22.05 srun does not inherit --cpus-per-task
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_process}"],
+    }
+
+
+def check(stage: Stage, cluster: Cluster) -> None:
+    """Refuse a cluster whose values do not fit each other or the stage.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    for key in ("nodes", "processes_per_node", "cpus_per_process", "time_minutes", "signal_seconds"):
+        if getattr(cluster, key) < 1:
+            raise UsageError(f"cluster {cluster.name}: {key}={getattr(cluster, key)} must be positive")
+    if cluster.gpus_per_node not in (0, cluster.processes_per_node):
+        raise UsageError(
+            f"cluster {cluster.name}: processes_per_node={cluster.processes_per_node} must equal "
+            f"gpus_per_node={cluster.gpus_per_node}, one process per GPU (gpus_per_node=0 trains on CPUs)"
+        )
+    if cluster.signal_seconds >= 60 * cluster.time_minutes:
+        raise UsageError(
+            f"cluster {cluster.name}: signal_seconds={cluster.signal_seconds} is not before the end of "
+            f"time_minutes={cluster.time_minutes}"
+        )
+    accumulation(stage, cluster.nodes * cluster.processes_per_node)
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    """Variables of every process; the cluster's own come last and win.
+
+    Raises:
+        UsageError: for an entry of `environment` that is not KEY=VALUE.
+    """
+    variables = {}
+    if not cluster.gpus_per_node:
+        variables = {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(cluster.cpus_per_process),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a busy machine make single steps ten times slower
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # where the set-up built DeepSpeed's op
+        }
+    for entry in cluster.environment:
+        if not _VARIABLE.match(entry):
+            raise UsageError(f"cluster {cluster.name}: environment entry {entry!r} is not of the form KEY=VALUE")
+        key, _, value = entry.partition("=")
+        variables[key] = value
+    return variables
+
+
+def exports(variables: dict[str, str]) -> list[str]:
+    """Shell lines that set `variables`, and the interpreter's programs (ninja) in front of PATH."""
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    return [f'export PATH={shlex.quote(str(Path(sys.prefix) / "bin"))}:"$PATH"', *lines]
+
+
+def script(stage: Stage, cluster: Cluster, after: str = "") -> str:
+    """The sbatch script that `slurm` would submit, letter for letter but for the time in its log folder's name.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    executor = _slurm_executor(stage, cluster, after)
+    # submitit offers the text only as a private method: the version is pinned and a test reads the lines
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def slurm(stage: Stage, cluster: Cluster, after: str = "") -> str:
+    """Submit the stage to SLURM, after the success of job `after` if given; returns the new job's id.
+
+    Raises:
+        UsageError: without sbatch here, or for a cluster that cannot work.
+        RunError: when sbatch refuses the script, with its own words.
+    """
+    executor = _slurm_executor(stage, cluster, after)
+    if shutil.which("sbatch") is None:
+        raise UsageError(
+            "sbatch not found: run this on a login node of the cluster, or add --dry-run to see the script"
+        )
+    try:
+        return str(executor.submit(TrainJob(stage=stage)).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise RunError(f"sbatch refused stage {stage.name}: {error}") from error
+
+
+def scripts(stages: Sequence[Stage], cluster: Cluster) -> Iterator[tuple[Stage, str]]:
+    """Each stage with its sbatch script, where <id of NAME> stands for the job id of the stage before it.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    names = {stage.name for stage in stages}
+    for stage in stages:
+        yield stage, script(stage, cluster, f"<id of {stage.init_from}>" if stage.init_from in names else "")
+
+
+def chain(stages: Sequence[Stage], cluster: Cluster) -> Iterator[str]:
+    """Submit the unfinished `stages`, each after the success of the one it starts from; a line for each.
+
+    Raises:
+        UsageError, RunError: as `slurm`; what was submitted before stays submitted.
+    """
+    jobs: dict[str, str] = {}
+    for stage in stages:
+        folder, step = run_folder(stage.runs, stage.name), reached(stage)
+        if step >= stage.steps:
+            yield f"{stage.name} is finished: {folder} holds step {step} of {stage.steps}"
+            continue
+        after = jobs.get(stage.init_from, "")
+        jobs[stage.name] = slurm(stage, cluster, after)
+        waits = f", after job {after}" if after else ""
+        yield f"{stage.name} submitted as job {jobs[stage.name]} from step {step}{waits}; logs in {folder / 'logs'}"
+
+
+def command(stage: Stage, cluster: Cluster) -> str:
+    """What `local` would start, as a line for a person.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    check(stage, cluster)
+    folder = _logs(run_folder(stage.runs, stage.name))
+    variables = [f"{key}={shlex.quote(value)}" for key, value in environment(cluster).items()]
+    device = f"{cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else "the CPU"
+    words = [*variables, shlex.quote(sys.executable), "-u -m submitit.core._submit", shlex.quote(str(folder))]
+    return f"{cluster.processes_per_node} processes on {device}, each: {' '.join(words)}"
+
+
+def local(stage: Stage, cluster: Cluster, machine: Machine) -> Any:  # noqa: ANN401 (submitit is untyped here)
+    """Start the stage on `machine` with the cluster that machine.fit made for it; returns submitit's job.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    check(stage, cluster)
+    job = TrainJob(stage=stage, port=free_port())
+    return start(job, run_folder(stage.runs, stage.name), cluster, machine)
+
+
+def start(job: Callable[[], Any], run: Path, cluster: Cluster, machine: Machine) -> Any:  # noqa: ANN401 (submitit)
+    """Start `job` in the cluster's number of processes on this machine, with logs under `run`/logs.
+
+    The processes ignore the terminal's Ctrl-C, which would end them in the middle of a step: `follow` passes it on as
+    a request to save and stop.
+    """
+    executor = submitit.LocalExecutor(_logs(run))
+    executor.update_parameters(
+        timeout_min=cluster.time_minutes,
+        tasks_per_node=cluster.processes_per_node,
+        gpus_per_node=cluster.gpus_per_node,
+        visible_gpus=machine.gpus[: cluster.gpus_per_node],
+        signal_delay_s=cluster.signal_seconds,
+        stderr_to_stdout=True,
+    )
+    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja, for DeepSpeed's op
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit that it is ignored
+    try:
+        with environment_variables(**{"PATH": path, **environment(cluster)}):
+            return executor.submit(job)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _slurm_executor(stage: Stage, cluster: Cluster, after: str) -> _SlurmExecutor:
+    if cluster.kind != "slurm":
+        raise UsageError(f"cluster {cluster.name} is {cluster.kind}: use launch/local.py for this machine")
+    folder = _logs(run_folder(stage.runs, stage.name))
+    executor = _SlurmExecutor(folder, max_num_timeout=cluster.max_requeues)
+    executor.update_parameters(**parameters(stage, cluster, after))
+    return executor
+
+
+def _logs(run: Path) -> Path:
+    # The time keeps submissions apart: a job id or process id that comes again (after a reboot, on a rebuilt cluster)
+    # would find the job and the results of the earlier one.
+    return run.absolute() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-%j"

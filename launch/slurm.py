@@ -1,0 +1,47 @@
+"""Submit one stage, or a recipe's stages one after another, to a SLURM cluster; run again, it continues."""
+
+import argparse
+from dataclasses import replace
+
+from bigdiff.cluster import submit
+from bigdiff.config.errors import door
+from bigdiff.config.load import dump, load_cluster, load_stage
+from bigdiff.config.recipe import load_recipe
+
+
+def main() -> None:
+    """Parse, load, submit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stage", help="a file of configs/stages, or a path to one")
+    what.add_argument("--recipe", help="a file of configs/recipes, or a path to one")
+    parser.add_argument("--cluster", default="sd-v1-card", help="a file of configs/cluster (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, help="instead of the cluster file's number")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the config, the plan and the script; submit nothing"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the stage(s), such as seed=1")
+    arguments = parser.parse_intermixed_args()
+    cluster = load_cluster(arguments.cluster)
+    if arguments.nodes is not None:
+        cluster = replace(cluster, nodes=arguments.nodes)
+    if arguments.recipe:
+        stages = load_recipe(arguments.recipe, arguments.overrides)[1]
+    else:
+        stages = (load_stage(arguments.stage, arguments.overrides),)
+    if arguments.dry_run:
+        scripts = list(submit.scripts(stages, cluster))
+        from bigdiff.plan.parameters import unet_parameters  # torch and diffusers: seconds
+        from bigdiff.plan.summary import summary
+
+        for stage, script in scripts:
+            print(dump(stage))
+            print(summary(stage, cluster, unet_parameters(stage.model.unet, stage.latent_size)), end="\n\n")
+            print(script)
+        return
+    for line in submit.chain(stages, cluster):
+        print(line)
+
+
+if __name__ == "__main__":
+    door(main)
