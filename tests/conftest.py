@@ -1,5 +1,6 @@
 """Fixtures that many tests share: real processes that form a real gloo group."""
 
+import hashlib
 import io
 import os
 import signal
@@ -9,22 +10,29 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from bigdiff.data import index, manifest
 from bigdiff.data.contract import LatentContract
 from bigdiff.data.member import pack
 from bigdiff.runtime.files import sha256
 
+if TYPE_CHECKING:
+    from bigdiff.models.denoiser import Denoiser
+
 # before torch is imported anywhere: two processes with one thread each are the steadiest on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")  # where `make setup` built the op
+os.environ["PATH"] = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -183,3 +191,118 @@ def write_latents(folder: Path, contract: LatentContract, tokens: npt.NDArray[np
         tar = folder / f"{name}.tar"
         shards.append(manifest.Shard(name=name, samples=24, bytes=tar.stat().st_size, sha256=sha256(tar)))
     manifest.write(folder, manifest.Manifest(kind="latents", shards=tuple(shards), contract=contract.lines()))
+
+
+@pytest.fixture(scope="session")
+def trained(toy: Path) -> Callable[..., "Denoiser"]:
+    """Make a run folder as a finished stage leaves it: seeded "raw" weights, the EMA being half of them.
+
+    Called with the folder's parent and `key=value` arguments; gives the network whose weights are the EMA's.
+    """
+    import torch
+
+    from bigdiff.checkpoint import layout
+    from bigdiff.config.load import dump, load_stage
+    from bigdiff.models import components
+    from bigdiff.models.denoiser import Denoiser
+
+    def make(runs: Path, *overrides: str, step: int = 7) -> Denoiser:
+        stage = load_stage(str(toy / "stage.yaml"), [f"runs={runs}", *overrides])
+        folder = layout.run_folder(stage.runs, stage.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / layout.CONFIG).write_text(dump(stage))
+        torch.manual_seed(step)
+        unet = components.build_unet(stage.model.unet, stage.latent_size)
+        denoiser = Denoiser(unet, components.load_text_encoder(stage.model.text.encoder), stage.model.text.train)
+        save_checkpoint(folder, denoiser, step)
+        with torch.no_grad():
+            for parameter in denoiser.trained().values():
+                parameter.mul_(0.5)
+        return denoiser.eval()
+
+    return make
+
+
+def save_checkpoint(folder: Path, denoiser: "Denoiser", step: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from bigdiff.checkpoint import store
+    from bigdiff.checkpoint.state import Identity, TrainState
+    from bigdiff.engine.partition import Partition, Placed
+    from bigdiff.runtime.world import World
+
+    parts = {name: parameter.detach() for name, parameter in denoiser.trained().items()}
+    offsets = np.cumsum([0, *(one.numel() for one in parts.values())]).tolist()
+    places = [Placed(name=name, shape=tuple(one.shape), offset=at) for (name, one), at in zip(parts.items(), offsets)]  # noqa: B905
+    flat = torch.cat([one.flatten() for one in parts.values()])
+    content = store.Content(
+        partition=Partition(layout=tuple(places), total=len(flat), start=0, master=flat),
+        tensors={"exp_avg": flat * 0, "exp_avg_sq": flat * 0, store.EMA: flat * 0.5},
+        state=TrainState(step=step, samples_seen=8 * step),
+        identity=Identity(seed=0, manifest="ab" * 32, total=8, window=2),
+        about={"stage": "toy"},
+    )
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        store.save(folder, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), content, keep=9)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def pipeline(trained: Callable[..., "Denoiser"], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported pipeline of 8 px pictures."""
+    from bigdiff.export.diffusers import export
+
+    folder = tmp_path_factory.mktemp("exported")
+    trained(folder / "runs")
+    export(folder / "runs" / "toy", folder / "pipeline")
+    return folder / "pipeline"
+
+
+def soft_picture(shard: int, row: int) -> bytes:
+    """A JPEG of soft colours, of a size of its own."""
+    random = np.random.default_rng((shard, row))
+    small = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8))
+    stream = io.BytesIO()
+    small.resize((20 + row, 24 + shard), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+def write_image_shard(folder: Path, number: int, samples: int, extension: str) -> manifest.Shard:
+    name = f"{number:05d}"
+    keys = [f"{number:05d}{row:04d}" for row in range(samples)]
+    contents = [soft_picture(number, row) for row in range(samples)]
+    with tarfile.open(folder / f"{name}.tar", "w") as archive:
+        for key, content in zip(keys, contents, strict=True):
+            for end, data in ((extension, content), ("txt", key.encode())):
+                member = tarfile.TarInfo(f"{key}.{end}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    columns = {
+        "key": keys,
+        "caption": [f"picture {row} of shard {number}" for row in range(samples)],
+        "url": [f"http://example.org/{key}" for key in keys],
+        "caption_length": [20] * samples,
+        "aesthetic": [float(row) for row in range(samples)],
+        "sha256": [hashlib.sha256(content).hexdigest() for content in contents],
+        **index.columns(keys, index.members(folder / f"{name}.tar")),
+    }
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    tar = folder / f"{name}.tar"
+    return manifest.Shard(name=name, samples=samples, bytes=tar.stat().st_size, sha256=sha256(tar))
+
+
+@pytest.fixture
+def image_set(tmp_path: Path) -> Callable[..., Path]:
+    """Make an image set, as the packer leaves it, of the given shard sizes in a folder of `tmp_path`."""
+
+    def make(*sizes: int, name: str = "images", extension: str = "jpg") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        shards = tuple(write_image_shard(folder, number, size, extension) for number, size in enumerate(sizes))
+        manifest.write(folder, manifest.Manifest(kind="images", shards=shards))
+        return folder
+
+    return make

@@ -4,12 +4,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from submitit.core.utils import pickle_load
 
@@ -63,12 +62,12 @@ def follow(job: Any, say: Callable[[str], None], patience: Patience = PATIENCE) 
             error and the log's path for any other failure.
     """
     tail = Tail(job.paths.stdout)
-    with _stops_raise():
+    with _Stops() as stops:
         try:
             failed = _watch(job, tail, say, patience.peers)
         except KeyboardInterrupt:
             say("stopping: the run saves a checkpoint first (Ctrl-C again to stop at once)")
-            _stop(job, tail, say, patience.saving)
+            _stop(job, tail, say, time.monotonic() + patience.saving, stops)
             raise
     if failed is not None:
         _fail(job, failed)
@@ -94,21 +93,18 @@ def _watch(job: Any, tail: Tail, say: Callable[[str], None], peers: float) -> in
         time.sleep(POLL_SECONDS)
 
 
-def _stop(job: Any, tail: Tail, say: Callable[[str], None], saving: float) -> None:  # noqa: ANN401
-    """Ask all processes to save and stop; kill them when they have not after `saving` seconds or a second Ctrl-C."""
-    deadline, again = time.monotonic() + saving, 0.0
+def _stop(job: Any, tail: Tail, say: Callable[[str], None], deadline: float, stops: "_Stops") -> None:  # noqa: ANN401
+    """Ask all processes to save and stop; kill them at the deadline or after a second Ctrl-C."""
+    again = 0.0
     while not job.done(force_check=True):
-        try:
-            if time.monotonic() > deadline:
-                _kill(_processes(job))
-            elif time.monotonic() > again:
-                # submitit ignores the signal for a moment while a process starts, so it is sent more than once
-                os.kill(int(job.job_id), signal.SIGTERM)  # the controller, which passes it on
-                again = time.monotonic() + 5.0
-            _pass_on(tail, say)
-            time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            deadline = 0.0
+        if stops.urgent or time.monotonic() > deadline:
+            _kill(_processes(job))
+        elif time.monotonic() > again:
+            # submitit ignores the signal for a moment while a process starts, so it is sent more than once
+            os.kill(int(job.job_id), signal.SIGTERM)  # the controller, which passes it on
+            again = time.monotonic() + 5.0
+        _pass_on(tail, say)
+        time.sleep(POLL_SECONDS)
     _pass_on(tail, say)
 
 
@@ -175,16 +171,30 @@ def _kill(processes: dict[int, int]) -> None:
             continue
 
 
-@contextmanager
-def _stops_raise() -> Iterator[None]:
-    """TERM and the terminal's end act like Ctrl-C, so that they do not leave processes behind."""
+class _Stops:
+    """Makes Ctrl-C, TERM and the terminal's end raise KeyboardInterrupt once; a later one is `urgent`.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    TERM counts, so that a supervisor does not leave processes behind. What comes within a second of the first is the
+    same stop: `timeout` signals its child and then the child's whole group.
+    """
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.urgent = False
+        self._first = float("inf")
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first == float("inf"):
+            self._first = now
+            raise KeyboardInterrupt
+        self.urgent = self.urgent or now > self._first + 1.0

@@ -6,7 +6,7 @@ Nothing is decoded and no worker process is started: the bytes of a member are t
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -123,7 +123,9 @@ def _offsets(folder: Path, shard: Shard, members: Layout) -> Ints:
     return offsets
 
 
-def batches(latents: LatentSet, order: Order, part: Slice, start: int, ahead: tuple[int, int]) -> Iterator[list[Batch]]:
+def batches(
+    latents: LatentSet, order: Order, part: Slice, start: int, ahead: tuple[int, int]
+) -> Generator[list[Batch], None, None]:
     """From position `start` on, without end: this process's micro-batches of each global batch, in order.
 
     `ahead` = (global batches read before they are asked for, threads that read them). Closing the generator ends

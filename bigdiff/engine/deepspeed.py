@@ -57,6 +57,7 @@ class Engine:
     def __init__(self, module: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, world: World) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.logger.setLevel(logging.WARNING)
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime", on a CPU
         self.optim, self.steps = stage.optim, stage.steps
         self.names = {id(parameter): name for name, parameter in trained.items()}
         self.half = bf16(stage, world.device)

@@ -28,7 +28,8 @@ class Denoiser(nn.Module):
         with nullcontext() if self.train_text else torch.no_grad():
             states = text_states(self.text_encoder, tokens)
         kind = self.unet.dtype
-        return self.unet(noisy.to(kind), timesteps, states.to(kind), return_dict=False)[0]
+        prediction: torch.Tensor = self.unet(noisy.to(kind), timesteps, states.to(kind), return_dict=False)[0]
+        return prediction
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name ("unet.conv_in.weight"), in a fixed order."""

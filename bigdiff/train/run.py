@@ -1,6 +1,6 @@
 """What a running stage consists of, and what comes out of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Run:
     stage: Stage
     folder: Path
     world: World
-    batches: Iterator[list[Batch]]  # micro-batches of each optimizer step, from `state` on
+    batches: Generator[list[Batch], None, None]  # micro-batches of each optimizer step, from `state` on
     objective: Objective
     engine: Engine
     ema: Ema

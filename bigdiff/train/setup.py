@@ -188,13 +188,18 @@ def hand_over(stage: Stage, denoiser: Denoiser, say: Callable[[str], None]) -> N
     say(f"weights from {checkpoint} (EMA)")
 
 
+def warn(line: str) -> None:
+    """A warning on standard error, from every rank that has it."""
+    sys.stderr.write(f"warning: {line}\n")
+
+
 def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Identity) -> TrainState:
     """Weights, optimizer and EMA from the newest good checkpoint of this run, if it has one.
 
     Raises:
         UsageError: when the checkpoint belongs to another data order, so that a resume would not continue it.
     """
-    saved = store.load(folder, world, engine.partition, lambda line: sys.stderr.write(f"warning: {line}\n"))
+    saved = store.load(folder, world, engine.partition, warn)
     if saved is None:
         return TrainState(step=0, samples_seen=0)
     changed = identity.differences(saved.identity)

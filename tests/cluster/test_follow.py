@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ if __name__ == "__main__":
 """
 
 
-def begin(folder: Path, manners: str) -> subprocess.Popen[str]:
+@contextmanager
+def begun(folder: Path, manners: str) -> Iterator[subprocess.Popen[str]]:
     script = folder / "follower.py"
     script.write_text(FOLLOWER)
     process = subprocess.Popen(
@@ -169,10 +171,15 @@ def begin(folder: Path, manners: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,  # its own process group, as a command in a terminal has
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "training\n"
-    wait_for([folder / "pid-0", folder / "pid-1"])
-    return process
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        wait_for([folder / "pid-0", folder / "pid-1"])
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # none is left after a test that passes
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for(files: list[Path]) -> None:
@@ -197,25 +204,28 @@ def terminate(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("stop", [ctrl_c, terminate])
 def test_a_stop_lets_every_process_save(tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None]) -> None:
-    process = begin(tmp_path, "good")
-    stop(process)
-    output, errors = process.communicate(timeout=60)
+    with begun(tmp_path, "good") as process:
+        stop(process)
+        output, errors = process.communicate(timeout=60)
+        assert gone(tmp_path)
     assert process.returncode == 130, errors
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
     assert output.splitlines()[-1] == "saved"
     assert errors == "interrupted; the same command again continues\n"
-    assert gone(tmp_path)
 
 
 def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path) -> None:
-    process = begin(tmp_path, "bad")
-    ctrl_c(process)
-    assert process.stdout is not None
-    assert "saves a checkpoint first" in process.stdout.readline()
-    ctrl_c(process)
-    process.communicate(timeout=30)
+    with begun(tmp_path, "bad") as process:
+        ctrl_c(process)
+        assert process.stdout is not None
+        assert "saves a checkpoint first" in process.stdout.readline()
+        ctrl_c(process)  # the echo of the first: `timeout` signals twice
+        time.sleep(1.5)
+        assert process.poll() is None
+        ctrl_c(process)
+        process.communicate(timeout=30)
+        assert gone(tmp_path)
     assert process.returncode == 130
-    assert gone(tmp_path)
 
 
 def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:

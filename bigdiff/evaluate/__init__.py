@@ -1,0 +1,1 @@
+"""What a model makes: pictures for a person and numbers for a table."""

@@ -1,0 +1,137 @@
+"""Pictures from prompts with a diffusers pipeline: any scheduler, guidance, the same picture whatever the batch."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from bigdiff.config.errors import UsageError
+
+SCHEDULERS: Final[dict[str, Any]] = {
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How pictures are drawn."""
+
+    steps: int = 20
+    guidance: float = 3.0  # 1 is the model alone, without classifier-free guidance (Ho & Salimans 2022)
+    negative_prompt: str = ""
+    scheduler: str = "ddim"
+    seed: int = 0
+    batch: int = 8  # pictures at a time; does not change them
+    height: int = 0  # pixels; 0 is the model's own size
+    width: int = 0
+
+
+def load(folder: Path) -> StableDiffusionPipeline:
+    """The pipeline in `folder`, on the GPU when there is one.
+
+    Raises:
+        UsageError: when it is not a pipeline folder or cannot be loaded.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"{folder} is not a pipeline: it has no model_index.json; write one with launch/export.py")
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, safety_checker=None
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{folder} cannot be loaded as a StableDiffusionPipeline: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: Sampling) -> list[Image.Image]:
+    """One picture for each of `prompts`; the picture of prompt k depends on the seed and k, not on the batch.
+
+    (To rounding: a convolution over another batch may differ in the last bit, so a pixel may by one level.)
+
+    Raises:
+        UsageError: for settings that the scheduler or the model cannot take.
+    """
+    check(settings)
+    pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(pipeline.scheduler.config)
+    negative = [settings.negative_prompt] if settings.negative_prompt else [""]
+    pictures: list[Image.Image] = []
+    with tqdm(total=len(prompts), unit=" images", desc="sample") as bar, torch.inference_mode():
+        for start in range(0, len(prompts), settings.batch):
+            part = list(prompts[start : start + settings.batch])
+            try:
+                pictures += pipeline(
+                    prompt=part,
+                    negative_prompt=negative * len(part),
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance,
+                    generator=[generator(settings.seed, start + place) for place in range(len(part))],
+                    height=settings.height or None,
+                    width=settings.width or None,
+                ).images
+            except ValueError as error:
+                raise UsageError(f"the pipeline refuses these settings: {' '.join(str(error).split())}") from error
+            bar.update(len(part))
+    return pictures
+
+
+def check(settings: Sampling) -> None:
+    """Raise a UsageError for the first setting that cannot work."""
+    if settings.scheduler not in SCHEDULERS:
+        raise UsageError(f"scheduler {settings.scheduler!r} is unknown: take one of {', '.join(SCHEDULERS)}")
+    for name in ("steps", "batch"):
+        if getattr(settings, name) <= 0:
+            raise UsageError(f"{name}={getattr(settings, name)} must be positive")
+    if settings.guidance < 1:
+        raise UsageError(f"guidance={settings.guidance} must be at least 1, which is no guidance")
+    if settings.negative_prompt and settings.guidance == 1:
+        raise UsageError("a negative prompt has no effect with guidance=1: raise the guidance or leave it out")
+
+
+def generator(seed: int, index: int) -> torch.Generator:
+    """The random numbers of picture `index`: on the CPU, so that every device draws the same noise."""
+    # torch's CPU generator looks at 32 bits of its seed, so both numbers are mixed into them
+    mixed = hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4]
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one a line.
+
+    Raises:
+        UsageError: when it cannot be read as UTF-8, holds none, or has an empty line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the prompts in {path}: {error}") from error
+    if not lines:
+        raise UsageError(f"{path} holds no prompts: write one a line")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UsageError(f"{path} line {number} is empty: write one prompt a line")
+    return [line.strip() for line in lines]

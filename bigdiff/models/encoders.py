@@ -1,0 +1,33 @@
+"""What the frozen networks give: latents from pixels and back, states from token ids."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTextModel
+
+_LOG_VARIANCE: tuple[float, float] = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution clamps to it
+
+
+def moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Mean and log-variance [B, 2C, h, w], unscaled and unclamped, of pixels [B, 3, H, W] in [-1, 1]."""
+    parameters: Tensor = vae.encode(pixels).latent_dist.parameters
+    return parameters
+
+
+def posterior_sample(moments: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
+    """Latents [B, C, h, w], scaled: (mean + std * noise) * scaling_factor (Rombach et al. 2022, section 3.1)."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCE))
+    return (mean + std * noise) * scaling_factor
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W], clamped to [-1, 1], of scaled latents [B, C, h, w]."""
+    pixels: Tensor = vae.decode(latents / vae.config["scaling_factor"]).sample
+    return pixels.clamp(-1, 1)
+
+
+def text_states(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+    """The last hidden state [B, L, D], after the final layer norm as SD 1.x takes it, of token ids [B, L]."""
+    states: Tensor = text_encoder(ids).last_hidden_state
+    return states

@@ -1,0 +1,1 @@
+"""From metadata to shard sets: selection, download, verification, packing, encoding, report."""

@@ -1,0 +1,44 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bigdiff.config.load import load_stage
+from bigdiff.evaluate.grid import GAP
+from bigdiff.evaluate.preview import Previewer
+from bigdiff.export.diffusers import export
+from bigdiff.models import components
+from bigdiff.models.denoiser import Denoiser
+from bigdiff.runtime.seeding import normal
+
+PROMPTS = ("a red circle", "a blue square")
+PREVIEW = ("preview.every=5", "preview.prompts=[a red circle,a blue square]", "preview.steps=4", "preview.guidance=4")
+
+
+@pytest.mark.parametrize("options", [("model.text.train=true",), ("diffusion.prediction_type=v_prediction",)])
+def test_a_preview_is_what_the_exported_pipeline_draws(
+    trained: Callable[..., Denoiser], toy: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    ema = trained(tmp_path, *PREVIEW, *options)
+    stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", *PREVIEW, *options])
+    vae = components.load_vae(stage.model.vae.source)
+    text_encoder = components.load_text_encoder(stage.model.text.encoder)
+    tokenizer = components.load_tokenizer(stage.model.text.tokenizer, 12)
+    previewer = Previewer(stage, vae, text_encoder, tokenizer)
+    before = components.weights_sha256(text_encoder)
+    picture = previewer.draw({name: one.detach() for name, one in ema.trained().items()})
+    assert components.weights_sha256(text_encoder) == before  # the weights being trained are not touched
+    assert picture.dtype == np.uint8
+    assert picture.shape == (8, 2 * 8 + GAP, 3)
+
+    export(tmp_path / "toy", tmp_path / "out")
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    latents = normal(stage.seed, "preview", torch.arange(2), (2, 4, 4))
+    drawn = stock(list(PROMPTS), latents=latents, num_inference_steps=4, guidance_scale=4.0).images
+    for place, image in enumerate(drawn):
+        left = place * (8 + GAP)
+        assert np.abs(picture[:, left : left + 8].astype(int) - np.asarray(image).astype(int)).max() <= 1
+    assert picture[:, :8].std() > 0

@@ -1,0 +1,225 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import webdataset
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.data import manifest
+from bigdiff.data.latents import LatentSet
+from bigdiff.models import components
+from bigdiff.prep import encode
+from bigdiff.prep.encode import Settings
+
+ImageSet = Callable[..., Path]
+
+
+@pytest.fixture
+def settings(toy: Path) -> Settings:
+    return Settings(
+        vae=str(toy / "vae"),
+        tokenizer=str(toy / "tokenizer"),
+        resolution=8,
+        text_length=12,
+        batch=4,
+        workers=1,
+        least_psnr=0.0,
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_any_number_of_workers_gives_the_same_bytes(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    images = image_set(9, 5, 7)
+    one, two, nine = (tmp_path / name for name in ("one", "two", "nine"))
+    made = [
+        encode.encode(images, folder, replace(settings, workers=n)) for n, folder in ((1, one), (2, two), (9, nine))
+    ]
+    assert made[0] == made[1] == made[2] == manifest.read(one, "latents")
+    assert made[0].sizes == (9, 5, 7)
+    names = [f"{number:05d}.{end}" for number in range(3) for end in ("parquet", "tar")]
+    assert sorted(content(one)) == [*names, "manifest.json"]
+    assert content(one) == content(two) == content(nine)
+
+
+def test_stock_webdataset_and_our_reader_see_every_sample(
+    image_set: ImageSet, settings: Settings, tmp_path: Path
+) -> None:
+    images = image_set(6, 4)
+    made = encode.encode(images, tmp_path / "out", replace(settings, workers=2))
+    urls = [str(tmp_path / "out" / f"{shard.name}.tar") for shard in made.shards]
+    stock = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    keys = [key for shard in made.shards for key in pq.read_table(images / f"{shard.name}.parquet")["key"].to_pylist()]
+    assert [sample["__key__"] for sample in stock] == keys
+    with LatentSet(tmp_path / "out") as latents:
+        moments, tokens = latents.read(np.repeat([0, 1], [6, 4]), np.concatenate((np.arange(6), np.arange(4))))
+    for row, sample in enumerate(stock):
+        tensors = safetensors.torch.load(sample["safetensors"])
+        assert torch.equal(tensors["moments"], moments[row])
+        assert torch.equal(tensors["tokens"].to(torch.int64), tokens[row])
+
+
+def test_the_set_fits_the_stage_that_names_it_and_no_other(
+    image_set: ImageSet, settings: Settings, toy: Path, tmp_path: Path
+) -> None:
+    from bigdiff.train.setup import needed_contract
+
+    stage = load_stage(str(toy / "stage.yaml"))
+    chosen = encode.of_stage(stage, workers=1, least_psnr=0.0)
+    assert replace(chosen, batch=4) == settings
+    made = encode.encode(image_set(4), tmp_path / "out", chosen)
+    vae, tokenizer = components.load_vae(chosen.vae), components.load_tokenizer(chosen.tokenizer, 12)
+    needed = needed_contract(stage, vae, tokenizer)
+    assert made.contract == needed
+    assert "text_encoder_sha256" not in made.contract
+    other = needed_contract(replace(stage, resolution=16), vae, tokenizer)
+    assert manifest.differences(made.contract, other) == [
+        "resolution is 8 in the set, 16 is needed",
+        "shape is [4, 4, 4] in the set, [4, 8, 8] is needed",
+    ]
+    with torch.no_grad():
+        vae.quant_conv.bias.add_(1)
+    assert "vae_sha256 is" in manifest.differences(made.contract, needed_contract(stage, vae, tokenizer))[0]
+
+
+def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(
+    image_set: ImageSet, settings: Settings, tmp_path: Path
+) -> None:
+    images = image_set(*[40] * 6)
+    two = replace(settings, workers=2)
+    encode.encode(images, tmp_path / "whole", two)
+    whole = content(tmp_path / "whole")
+    context = multiprocessing.get_context("fork")  # a fork of this process: no seconds of imports
+    random = np.random.default_rng(0)
+    unfinished = 0
+    for attempt in range(3):
+        folder = tmp_path / f"killed-{attempt}"
+        for kill in range(2):
+            child = context.Process(target=encode.encode, args=(images, folder, two))
+            child.start()
+            assert child.pid
+            deadline = time.monotonic() + 60
+            while kill == 0 and not (folder / encode.WORK).exists() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(float(random.uniform(0, 0.25)))
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+        unfinished += not (folder / manifest.NAME).exists()
+        encode.encode(images, folder, two)
+        assert content(folder) == whole
+    assert unfinished > 0  # otherwise no kill came early enough to mean anything
+
+
+def test_finished_shards_are_kept(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    images, out = image_set(5, 5, 5), tmp_path / "out"
+    offset = pq.read_table(images / "00001.parquet")["jpg_offset"][2].as_py()
+    sound = (images / "00001.tar").read_bytes()
+    (images / "00001.tar").write_bytes(sound[:offset] + b"damage" + sound[offset + 6 :])
+    with pytest.raises(RunError, match="image 000010002"):
+        encode.encode(images, out, settings)
+    assert sorted(path.name for path in out.iterdir()) == ["00000.parquet", "00000.tar", "_work"]
+    before = (out / "00000.tar").stat().st_mtime_ns
+    (images / "00001.tar").write_bytes(sound)
+    encode.encode(images, out, settings)
+    assert (out / "00000.tar").stat().st_mtime_ns == before
+    encode.encode(images, out, settings)  # a finished set
+    assert (out / "00000.tar").stat().st_mtime_ns == before
+    encode.encode(images, tmp_path / "other", settings)
+    assert content(tmp_path / "other") == content(out)
+
+
+def test_a_shard_that_is_recorded_but_lost_or_cut_is_made_again(
+    image_set: ImageSet, settings: Settings, tmp_path: Path
+) -> None:
+    images, out = image_set(5, 5, 5), tmp_path / "out"
+    made = encode.encode(images, out, settings)
+    whole = content(out)
+    encode.write_json(out / encode.WORK / encode.SETTINGS, {"contract": made.contract, "lineage": made.lineage})
+    for shard in made.shards:
+        encode.write_json(out / encode.WORK / f"{shard.name}.json", asdict(shard) | {"psnr": 0.0, "enlarged": 0})
+    (out / manifest.NAME).unlink()
+    encoder = encode.load(settings)
+    assert encode.prepare(images, out, settings, encoder).todo == ()
+    (out / "00000.tar").unlink()
+    os.truncate(out / "00001.tar", 1000)
+    (out / "00002.parquet").unlink()
+    assert [shard.name for shard in encode.prepare(images, out, settings, encoder).todo] == ["00000", "00001", "00002"]
+    encode.encode(images, out, settings)
+    assert content(out) == whole
+
+
+def test_tars_of_somebody_else_are_not_overwritten(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "00000.tar").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="did not write"):
+        encode.encode(image_set(3), tmp_path / "out", settings)
+    assert content(tmp_path / "out") == {"00000.tar": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"resolution": 16}, "resolution is 8 in the set, 16 is needed"),
+        ({"text_length": 10}, "text_length is 12 in the set, 10 is needed"),
+        ({"batch": 8}, "batch is 4 in the set, 8 is needed"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_output_of_other_settings_is_refused(
+    image_set: ImageSet, settings: Settings, tmp_path: Path, change: dict[str, int], sentence: str, finished: bool
+) -> None:
+    images, out = image_set(3), tmp_path / "out"
+    made = encode.encode(images, out, settings)
+    if not finished:  # as a kill before the manifest leaves it
+        (out / encode.WORK).mkdir()
+        recorded = {"contract": made.contract, "lineage": made.lineage}
+        encode.write_json(out / encode.WORK / encode.SETTINGS, recorded)
+        (out / manifest.NAME).unlink()
+    before = content(out)
+    with pytest.raises(UsageError, match=sentence):
+        encode.encode(images, out, replace(settings, **change))
+    assert content(out) == before
+
+
+def test_an_output_of_other_images_is_refused(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    encode.encode(image_set(3), tmp_path / "out", settings)
+    with pytest.raises(UsageError, match="images is"):
+        encode.encode(image_set(4, name="others"), tmp_path / "out", settings)
+
+
+def test_unusable_input_is_refused(image_set: ImageSet, settings: Settings, toy: Path, tmp_path: Path) -> None:
+    images = image_set(3)
+    cases = {
+        "not a finished shard set": (tmp_path, settings),
+        "holds latents, but images are needed": (toy / "latents", settings),
+        "resolution=9 does not divide": (images, replace(settings, resolution=9)),
+        "batch=0 must be positive": (images, replace(settings, batch=0)),
+        "no such folder": (images, replace(settings, vae="runs/none")),
+    }
+    for sentence, (source, chosen) in cases.items():
+        with pytest.raises(UsageError, match=sentence):
+            encode.encode(source, tmp_path / "out", chosen)
+    with pytest.raises(UsageError, match="choose another output"):
+        encode.encode(images, images, settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workers_error_is_the_commands(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    images = image_set(3, 3)
+    file = images / "00001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["caption"]), file)
+    with pytest.raises(UsageError, match=r"00001\.parquet has no column 'caption'"):
+        encode.encode(images, tmp_path / "out", replace(settings, workers=2))
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,152 @@
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import webdataset
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.models import components
+from bigdiff.prep import latent_shard
+from bigdiff.prep.latent_shard import Encoder
+
+ImageSet = Callable[..., Path]
+
+
+@pytest.fixture
+def encoder(toy: Path) -> Encoder:
+    return Encoder(
+        vae=components.load_vae(str(toy / "vae")),
+        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
+        resolution=16,
+        batch=4,
+        device=torch.device("cpu"),
+        threads=1,
+        least_psnr=0.0,
+    )
+
+
+def stored(folder: Path, name: str = "00000") -> list[dict[str, object]]:
+    """The samples of a shard as stock webdataset gives them."""
+    return list(webdataset.WebDataset(str(folder / f"{name}.tar"), shardshuffle=False, empty_check=False))
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    with tarfile.open(folder / "00000.tar") as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive if one.name.endswith("jpg")}  # type: ignore[union-attr]
+
+
+def test_a_sample_is_what_plain_torch_and_torchvision_make_of_the_image(
+    image_set: ImageSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    source = image_set(6)
+    latent_shard.write_shard(source, tmp_path / "out", "00000", encoder, lambda count: None)
+    samples = stored(tmp_path / "out")
+    originals = images(source)
+    assert [f"{one['__key__']}.jpg" for one in samples] == list(originals)
+    for row, sample in enumerate(samples):
+        tensors = safetensors.torch.load(sample["safetensors"])  # type: ignore[arg-type]
+        image = Image.open(io.BytesIO(originals[f"{sample['__key__']}.jpg"]))
+        small = functional.center_crop(functional.resize(image, 16, functional.InterpolationMode.BICUBIC), 16)
+        pixels = functional.pil_to_tensor(small)[None] / 127.5 - 1
+        expected = encoder.vae.encode(pixels).latent_dist.parameters[0]
+        assert torch.allclose(tensors["moments"].float(), expected, atol=2e-3, rtol=2e-3)
+        words = encoder.tokenizer(f"picture {row} of shard 0", padding="max_length", max_length=12)["input_ids"]
+        assert tensors["tokens"].tolist() == words
+
+
+def test_the_parquet_says_where_each_member_lies(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    source = image_set(6)
+    record = latent_shard.write_shard(source, tmp_path, "00000", encoder, lambda count: None)
+    table = pq.read_table(tmp_path / "00000.parquet").to_pydict()
+    assert list(table) == [
+        *("key", "caption", "url", "caption_length", "aesthetic", "sha256", "safetensors_offset", "safetensors_length")
+    ]
+    tar = (tmp_path / "00000.tar").read_bytes()
+    assert (record.samples, record.bytes, record.sha256) == (6, len(tar), hashlib.sha256(tar).hexdigest())
+    assert set(table["safetensors_length"]) == {latent_shard.member_bytes(encoder)}
+    assert len(set(np.diff(table["safetensors_offset"]))) == 1
+    for row in range(6):
+        start = table["safetensors_offset"][row]
+        member = tar[start : start + table["safetensors_length"][row]]
+        assert hashlib.sha256(member).hexdigest() == table["sha256"][row]
+    before = pq.read_table(source / "00000.parquet").to_pydict()
+    assert all(table[column] == before[column] for column in ("key", "caption", "url", "aesthetic"))
+
+
+def test_threads_do_not_change_the_bytes(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    source, told = image_set(10), []
+    one = latent_shard.write_shard(source, tmp_path / "one", "00000", encoder, told.append)
+    four = latent_shard.write_shard(source, tmp_path / "four", "00000", replace(encoder, threads=4), told.append)
+    assert one == four
+    assert told == [4, 4, 2] * 2
+    for name in ("00000.tar", "00000.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
+
+
+@pytest.mark.parametrize("extension", ["png", "webp"])
+def test_other_image_columns_are_read(image_set: ImageSet, encoder: Encoder, tmp_path: Path, extension: str) -> None:
+    source = image_set(2, extension=extension)
+    latent_shard.write_shard(source, tmp_path, "00000", encoder, lambda count: None)
+    assert len(stored(tmp_path)) == 2
+
+
+def test_enlarged_images_are_counted(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    encoder = replace(encoder, resolution=22)  # the pictures are 20, 21, 22, ... wide and 24 high
+    assert latent_shard.write_shard(image_set(6), tmp_path, "00000", encoder, lambda count: None).enlarged == 2
+
+
+def test_a_damaged_image_is_named_and_leaves_no_shard(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    source = image_set(6)
+    offset = pq.read_table(source / "00000.parquet")["jpg_offset"][4].as_py()
+    with (source / "00000.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(b"<html>")
+    with pytest.raises(RunError, match="image 000000004 cannot be decoded"):
+        latent_shard.write_shard(source, tmp_path / "out", "00000", encoder, lambda count: None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("column", ["key", "caption", "jpg_offset"])
+def test_a_missing_column_is_named(image_set: ImageSet, column: str) -> None:
+    file = image_set(2) / "00000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    with pytest.raises(UsageError, match=column):
+        latent_shard.read_table(file)
+    file.write_bytes(b"no parquet")
+    with pytest.raises(UsageError, match="cannot read"):
+        latent_shard.read_table(file)
+
+
+def test_the_canary_refuses_an_autoencoder_that_does_not_fit(
+    image_set: ImageSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    source = image_set(2)  # random weights: grey pictures
+    with pytest.raises(RunError, match=r"dB, below 30 dB"):
+        latent_shard.write_shard(source, tmp_path, "00000", replace(encoder, least_psnr=30.0), lambda count: None)
+    assert list(tmp_path.glob("0*")) == []
+
+
+def test_the_canarys_figure_is_the_psnr_of_the_posterior_mean(encoder: Encoder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    moments = latent_shard.encode(encoder, pixels, ["a", "b", "c"])
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    drawn = encoder.vae.decode(torch.from_numpy(moments[:, :2]).float()).sample.clamp(-1, 1)
+    expected = 10 * torch.log10(4 / (drawn - wanted).square().mean())
+    assert latent_shard.canary(encoder, pixels, moments, Path("x")) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_moments_beyond_float16_are_refused(encoder: Encoder) -> None:
+    with torch.no_grad():
+        encoder.vae.quant_conv.bias.fill_(1e6)
+    with pytest.raises(RunError, match="sample a moments beyond float16"):
+        latent_shard.encode(encoder, np.zeros((2, 16, 16, 3), np.uint8), ["a", "b"])
