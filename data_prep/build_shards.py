@@ -1,0 +1,51 @@
+"""From a parquet file of image URLs to an image shard set: select, download, verify, pack, report.
+
+    python data_prep/build_shards.py --config configs/data/laion-improved-aesthetics.yaml --input meta/ --output DIR
+
+The same command again continues a job that was stopped or killed, and ends in the same bytes.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bigdiff.config.errors import UsageError, door
+from bigdiff.config.load import dump
+from bigdiff.config.prep import load_prep
+from bigdiff.prep.pipeline import build
+from bigdiff.prep.select import inputs, select
+
+
+def main() -> None:
+    """Parse, run, print where the set lies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a file under configs/data, by path or by name")
+    parser.add_argument("--input", required=True, type=Path, help="a parquet file with URLs and captions, or a folder")
+    parser.add_argument("--output", required=True, help="the folder of the set")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings and what the rules keep; write nothing"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as pack.resolution=256")
+    given = parser.parse_args()
+    if "://" in given.output:
+        raise UsageError(f"--output {given.output} is a URL: name a local folder and copy the finished set from there")
+    prep = load_prep(given.config, given.overrides)
+    if given.dry_run:
+        selection = select(inputs(given.input), prep, None)
+        table = Table("rule", "left", "only this rule")
+        table.add_row("all rows", f"{selection.rows:,}", "")
+        for count in selection.counts:
+            table.add_row(count.rule, f"{count.left:,}", f"{count.only:,}")
+        print(dump(prep))
+        Console().print(table)
+        return
+    made = build(prep, given.input, Path(given.output), Console(stderr=True).print)
+    state = "was finished already" if made.was_finished else "is finished"
+    print(f"{given.output} {state}: {made.manifest.samples:,} samples in {len(made.manifest.shards)} shards")
+    print(f"report: {made.report}")
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,101 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bigdiff.config.errors import UsageError
+from bigdiff.config.prep import Download, Pack, Prep
+from bigdiff.data import manifest
+from bigdiff.data.manifest import Manifest, Shard
+from bigdiff.prep import pipeline
+from bigdiff.prep.layout import Layout
+from bigdiff.prep.pipeline import build
+
+PREP = Prep(download=Download(allow_private_addresses=True))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "meta").mkdir()
+    pq.write_table(pa.table({"URL": ["ftp://example.com/a"], "TEXT": ["a"]}), tmp_path / "meta" / "a.parquet")
+    return tmp_path / "meta"
+
+
+def begin(prep: Prep, source: Path, output: Path) -> str:
+    """Start a job; this input keeps no row, so it ends after selection at the latest."""
+    with pytest.raises(UsageError) as stopped:
+        build(prep, source, output, lambda line: None)
+    return str(stopped.value)
+
+
+def test_a_folder_begun_with_other_settings_is_refused_by_the_key(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    assert "no row" in begin(PREP, source, output)
+    assert "no row" in begin(PREP, source, output)
+    other = begin(Prep(download=PREP.download, pack=Pack(resolution=7)), source, output)
+    assert "pack.resolution=512, now it is 7" in other
+    assert "name another --output" in other
+
+
+def test_settings_of_speed_and_patience_may_change(source: Path, tmp_path: Path) -> None:
+    begin(PREP, source, tmp_path / "set")
+    faster = Download(allow_private_addresses=True, processes=7, threads=3, retries=0, timeout_seconds=1.0)
+    assert "no row" in begin(Prep(download=faster, pack=Pack(processes=5)), source, tmp_path / "set")
+
+
+def test_other_input_and_other_versions_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(PREP, source, tmp_path / "set")
+    monkeypatch.setattr(pipeline.importlib.metadata, "version", lambda name: "0.0")
+    assert "versions.duckdb" in begin(PREP, source, tmp_path / "set")
+    monkeypatch.undo()
+    pq.write_table(pa.table({"URL": ["ftp://example.com/b"], "TEXT": ["b"]}), source / "b.parquet")
+    assert "inputs.b.parquet=absent" in begin(PREP, source, tmp_path / "set")
+
+
+def test_a_folder_with_foreign_files_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "holiday.jpg").touch()
+    assert "holds 'holiday.jpg'" in begin(PREP, source, tmp_path / "set")
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be made" in begin(PREP, source, tmp_path / "file" / "set")
+
+
+def test_a_finished_set_is_left_as_it_is_and_cleared_up(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    begin(PREP, source, output)
+    made_from = json.loads(Layout(output).settings.read_text())
+    shard = Shard(name="00000", samples=3, bytes=1, sha256="0")
+    manifest.write(output, Manifest(kind="images", shards=(shard,), contract={}, lineage=made_from))
+    made = build(PREP, source, output, lambda line: None)
+    assert made.was_finished
+    assert made.manifest.samples == 3
+    assert not Layout(output).work.exists()
+    assert "pack.resolution" in begin(Prep(download=PREP.download, pack=Pack(resolution=7)), source, output)
+
+
+def _hold(output: str, held: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    with pipeline._lock(Layout(Path(output))):
+        held.set()
+        done.wait(30)
+
+
+def test_two_jobs_do_not_share_a_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_LOCK_SECONDS", 0.3)
+    Layout(tmp_path / "set").work.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / "set"), held, done))
+    other.start()
+    assert held.wait(30)
+    assert "another build_shards.py is working" in begin(PREP, source, tmp_path / "set")
+    done.set()
+    other.join()
+    assert "no row" in begin(PREP, source, tmp_path / "set")
