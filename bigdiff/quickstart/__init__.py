@@ -1,0 +1,1 @@
+"""The embedded dataset: drawn scenes, their judge, and the tiny autoencoder that fits them."""

@@ -1,0 +1,156 @@
+"""The whole job on the embedded dataset, as the commands that a user would type, in order."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import Final
+
+from bigdiff.config.errors import RunError
+from bigdiff.quickstart.components import write_components
+from bigdiff.quickstart.dataset import Options, draw
+from bigdiff.quickstart.proof import Table, prove
+from bigdiff.quickstart.scenes import caption, held_out_scenes
+from bigdiff.quickstart.server import serve
+from bigdiff.runtime.files import write_bytes
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SIZES: Final = (32, 64)  # pixels of the two stages
+SHOWN: Final = 18  # pictures in the grid
+GRID_SEED: Final = 2  # of the grid's captions; the judged ones have another
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where the quickstart keeps what it makes; the shards are the same for every seed, the runs are not."""
+
+    seed: int
+    base: Path = Path("runs/quickstart")
+
+    @property
+    def meta(self) -> Path:
+        """The parquet of URLs and scores."""
+        return self.base / "meta"
+
+    @property
+    def images(self) -> Path:
+        """The image shard set and its report."""
+        return self.base / "images"
+
+    @property
+    def components(self) -> Path:
+        """VAE, text encoder and tokenizer."""
+        return self.base / "components"
+
+    @property
+    def runs(self) -> Path:
+        """The run folders of the stages."""
+        return Path("runs") if self.seed == 0 else Path(f"runs/seed-{self.seed}")
+
+    def run(self, size: int) -> Path:
+        """The run folder of one stage."""
+        return self.runs / f"quickstart-{size}px"
+
+    def pipeline(self, size: int) -> Path:
+        """The exported pipeline of one stage."""
+        return self.run(size) / "pipeline"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What turns the stage files into this seed's."""
+        return [f"seed={self.seed}", f"runs={self.runs}"] if self.seed else []
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds of each phase, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, say: Callable[[str], None]) -> Iterator[None]:
+        """Announce and time one phase."""
+        say(f"\n== {name}")
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        say(f"   {self.seconds[name]:.1f} s")
+
+
+def build_shards(places: Places) -> list[str]:
+    """URLs -> image shards."""
+    output = ["--input", str(places.meta), "--output", str(places.images)]
+    return ["data_prep/build_shards.py", "--config", "configs/data/quickstart.yaml", *output]
+
+
+def encode(places: Places, size: int) -> list[str]:
+    """Image shards -> latent shards of one stage."""
+    return ["data_prep/encode_latents.py", "--stage", f"quickstart-{size}px", "--images", str(places.images)]
+
+
+def train(places: Places, size: int) -> list[str]:
+    """Latent shards -> a trained stage."""
+    return ["launch/local.py", "--stage", f"quickstart-{size}px", *places.overrides]
+
+
+def export(places: Places, size: int) -> list[str]:
+    """A trained stage -> a diffusers pipeline."""
+    return ["launch/export.py", "--run", str(places.run(size)), "--output", str(places.pipeline(size))]
+
+
+def run(command: Sequence[str], say: Callable[[str], None]) -> None:
+    """Run one of the project's commands as a user would, on this terminal.
+
+    Raises:
+        RunError: when it does not exit 0; its own message is on the terminal.
+    """
+    say("$ python " + " ".join(command))
+    with Popen([sys.executable, *command], cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the same Ctrl-C and is saving; `door` turns the rest into exit code 130
+            raise
+    if code:
+        raise RunError(f"python {command[0]} ended with exit code {code}; the same command again continues")
+
+
+def prepare(places: Places, clock: Clock, say: Callable[[str], None]) -> None:
+    """Draw, serve, download, pack and encode: everything that training reads."""
+    with clock.phase("draw 20,000 captioned scenes", say):
+        draw(places.base, Options())
+    with clock.phase("serve, download, verify and pack them", say), serve(places.base):
+        run(build_shards(places), say)
+    with clock.phase("make the frozen components", say):
+        write_components(places.components)
+    for size in SIZES:
+        with clock.phase(f"encode {size} px latents", say):
+            run(encode(places, size), say)
+
+
+def stage(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -> Table:
+    """Train, export and judge one stage."""
+    with clock.phase(f"train quickstart-{size}px", say):
+        run(train(places, size), say)
+    with clock.phase(f"export the {size} px pipeline", say):
+        run(export(places, size), say)
+    with clock.phase(f"judge 128 held-out captions at {size} px", say):
+        return prove(places.pipeline(size), size, say)
+
+
+def sample(places: Places, say: Callable[[str], None]) -> Path:
+    """A grid of pictures of held-out captions from the last stage."""
+    grid, prompts = places.run(SIZES[-1]) / "samples.png", places.run(SIZES[-1]) / "prompts.txt"
+    write_bytes(prompts, ("\n".join(held_out_captions(SHOWN)) + "\n").encode())
+    pipeline = ["--pipeline", str(places.pipeline(SIZES[-1])), "--prompts", str(prompts), "--batch", str(SHOWN)]
+    run(["launch/sample.py", *pipeline, "--output", str(grid), "--columns", "6"], say)
+    return grid
+
+
+def held_out_captions(count: int) -> list[str]:
+    """Captions of scenes whose combinations are never trained on."""
+    wanted = held_out_scenes(count, seed=GRID_SEED)
+    return [caption(scene, GRID_SEED, index) for index, scene in enumerate(wanted)]
