@@ -14,8 +14,6 @@ from rich.table import Table
 from bigdiff.config.errors import UsageError, door
 from bigdiff.config.load import dump
 from bigdiff.config.prep import load_prep
-from bigdiff.prep.pipeline import build
-from bigdiff.prep.select import inputs, select
 
 
 def main() -> None:
@@ -32,6 +30,10 @@ def main() -> None:
     if "://" in given.output:
         raise UsageError(f"--output {given.output} is a URL: name a local folder and copy the finished set from there")
     prep = load_prep(given.config, given.overrides)
+
+    from bigdiff.prep.pipeline import build  # duckdb, pyarrow, Pillow: a second
+    from bigdiff.prep.select import inputs, select
+
     if given.dry_run:
         selection = select(inputs(given.input), prep, None)
         table = Table("rule", "left", "only this rule")

@@ -34,6 +34,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")  # where `make setup` built the op
 os.environ["PATH"] = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# a shell that starts the tests in the background has them, and all they start, ignore Ctrl-C, which tests send
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 
 Ranks = Callable[..., list[str]]

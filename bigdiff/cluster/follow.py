@@ -15,7 +15,9 @@ from submitit.core.utils import pickle_load
 from bigdiff.config.errors import RunError, UsageError
 
 POLL_SECONDS = 0.2
-_LAUNCHER = re.compile(r"submitit (DEBUG|INFO|WARNING|ERROR) \(")  # its own lines, of no use to a reader
+# Of no use to a reader: submitit's own lines, DeepSpeed's on its build, and a failing rank's trace, which stays in the
+# log and comes again as one sentence, or shortened, at the end
+_NOISE = re.compile(r"submitit (DEBUG|INFO|WARNING|ERROR) \(|DeepSpeed \S+ built successfully|\[rank\d+\]: ")
 _SENTENCE = re.compile(r"^bigdiff\.config\.errors\.(UsageError|RunError): (.+)$", re.MULTILINE)
 
 
@@ -48,7 +50,7 @@ class Tail:
         self._position += len(new)
         *whole, self._rest = (self._rest + new).split(b"\n")
         shown = (line.decode(errors="replace").rstrip("\r").rpartition("\r")[2] for line in whole)
-        return [line for line in shown if not _LAUNCHER.match(line)]
+        return [line for line in shown if not _NOISE.match(line)]
 
 
 def follow(job: Any, say: Callable[[str], None], patience: Patience = PATIENCE) -> list[Any]:  # noqa: ANN401 (submitit)

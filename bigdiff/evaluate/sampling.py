@@ -17,9 +17,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from bigdiff.config.errors import UsageError
 
@@ -56,6 +58,8 @@ def load(folder: Path) -> StableDiffusionPipeline:
     """
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{folder} is not a pipeline: it has no model_index.json; write one with launch/export.py")
+    diffusers_logging.disable_progress_bar()  # bars for a second's work; the pictures have their own
+    transformers_logging.disable_progress_bar()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, safety_checker=None
