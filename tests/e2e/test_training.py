@@ -31,6 +31,17 @@ from bigdiff.train.setup import train_stage
 outcome = train_stage(load_stage(sys.argv[1], sys.argv[2:]))
 print("finished" if outcome.finished else "stopped", outcome.step)
 """
+# SIGKILL of every rank right behind the save of step 4: nothing of the process is left to help
+DIE_AT_FOUR = """
+import os, signal
+from bigdiff.train import loop
+save = loop.save
+def save_and_die(run):
+    save(run)
+    if run.state.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+loop.save = save_and_die
+"""
 Ranks = Callable[..., list[str]]
 Start = Callable[..., list[Popen[str]]]
 
@@ -110,9 +121,12 @@ def test_one_rank_two_ranks_and_plain_torch_agree(run_ranks: Ranks, toy: Path, t
 def test_eight_steps_are_four_a_kill_and_four(run_ranks: Ranks, start_ranks: Start, toy: Path, tmp_path: Path) -> None:
     arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", "steps=8"]
     run_ranks(TRAIN, 2, *arguments, "name=whole")
+    died = start_ranks(DIE_AT_FOUR + TRAIN, 2, *arguments, "name=killed")
+    for process in died:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in died] == [-signal.SIGKILL] * 2
     killed = load_stage(arguments[0], [*arguments[1:], "name=killed"])
-    start_and_signal(start_ranks, [*arguments, "name=killed"], killed, signal.SIGKILL)
-    assert len(losses_so_far(killed)) < 8
+    assert len(losses_so_far(killed)) == 4
     run_ranks(TRAIN, 2, *arguments, "name=killed")
     whole = load_stage(arguments[0], [*arguments[1:], "name=whole"])
     assert losses(killed) == losses(whole)  # bit for bit
@@ -151,17 +165,15 @@ def losses_so_far(stage: Stage) -> list[str]:
 
 
 def start_and_signal(start: Start, arguments: list[str], stage: Stage, number: signal.Signals) -> list[str]:
-    """Start two ranks; when the run has passed step 4, kill both or ask rank 1 to stop."""
+    """Start two ranks; when the run has passed step 4, send `number` to rank 1 alone."""
     processes = start(TRAIN, 2, *arguments)
     try:
         deadline = time.monotonic() + 120
-        run = layout.run_folder(stage.runs, stage.name)
-        while len(losses_so_far(stage)) < 5 or (number == signal.SIGKILL and not layout.saved(run)):
+        while len(losses_so_far(stage)) < 5:
             assert time.monotonic() < deadline
             assert all(process.poll() is None for process in processes), processes[0].stderr.read()  # type: ignore[union-attr]
             time.sleep(0.005)
-        for process in processes if number == signal.SIGKILL else processes[1:]:
-            os.kill(process.pid, number)
+        os.kill(processes[1].pid, number)
         return [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
