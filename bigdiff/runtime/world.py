@@ -1,5 +1,6 @@
 """Which process am I, on which device, and what do all processes agree on. The only reader of RANK and WORLD_SIZE."""
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,3 +94,4 @@ def leave() -> None:
     """Close the process group, so that the next `enter` of this process starts afresh."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # a group that a cycle keeps alive ends its threads at the interpreter's end, and may crash

@@ -44,7 +44,9 @@ def train_stage(stage: Stage) -> Outcome:
     try:
         accumulation(stage, world.size)
         with building(stage, world, stop) as run:
-            return loop.train(run)
+            outcome = loop.train(run)
+        world.barrier()  # nobody leaves while another still talks to it
+        return outcome
     finally:
         leave()
 
