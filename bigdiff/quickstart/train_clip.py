@@ -12,6 +12,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -109,7 +110,6 @@ def train(plan: Plan, tokens: Tensor, shown: Tensor) -> Towers:
         warm = min(1.0, (step + 1) / plan.warmup)
         optimizer.param_groups[0]["lr"] = plan.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
         rows = torch.from_numpy(np.random.default_rng((plan.seed, step)).integers(plan.scenes, size=plan.batch))
-        # every visit writes the caption anew in the words that the dataset has for it, and shifts the colours a little
         cosines = towers(tokens[rows], shown[rows].float() / 127.5 - 1)
         loss = (functional.cross_entropy(cosines, target) + functional.cross_entropy(cosines.T, target)) / 2
         optimizer.zero_grad()
@@ -127,8 +127,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan().seed)
     arguments = parser.parse_args()
     plan = Plan(seed=arguments.seed, steps=arguments.steps)
-    write_tokenizer(arguments.out / "tokenizer", MAX_LENGTH)
-    tokenizer = load_tokenizer(str(arguments.out / "tokenizer"), MAX_LENGTH)
+    with TemporaryDirectory() as words:
+        write_tokenizer(Path(words), MAX_LENGTH)
+        tokenizer = load_tokenizer(words, MAX_LENGTH)
     drawn = [scenes.scene(plan.seed, index) for index in range(plan.scenes)]
     captions = [scenes.caption(scene, plan.seed, index) for index, scene in enumerate(drawn)]
     towers = train(plan, token_ids(tokenizer, captions), pictures(plan))
