@@ -1,6 +1,7 @@
 """ZeRO through DeepSpeed: configuration, one step, and this rank's share of weights and optimizer state."""
 
 import logging
+from functools import cached_property
 from typing import Any
 
 import deepspeed
@@ -94,7 +95,7 @@ class Engine:
         """Global L2 norm of the last step's gradient before clipping, a scalar tensor."""
         return torch.as_tensor(self._engine.get_global_grad_norm())
 
-    @property
+    @cached_property  # the loop asks at every step; DeepSpeed lays the weights out once
     def partition(self) -> Partition:
         """This rank's slice of the flat weights, for the EMA and the checkpoint."""
         (parameters,) = self._zero.round_robin_bit16_groups
