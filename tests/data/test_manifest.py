@@ -14,7 +14,7 @@ SET = Manifest(kind="latents", shards=SHARDS, contract={"factor": 8, "shape": [8
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write(tmp_path, SET)
     assert read(tmp_path, "latents") == SET
-    assert (SET.samples, SET.sizes) == (33, (10, 11, 12))
+    assert (SET.samples, SET.sizes.tolist()) == (33, [10, 11, 12])
     content = json.loads((tmp_path / NAME).read_text())
     assert (content["format"], content["samples"], content["kind"]) == (1, 33, "latents")
 
