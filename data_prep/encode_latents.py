@@ -34,7 +34,7 @@ def main() -> None:
 
     if stage is not None:
         settings = latents.of_stage(stage, arguments.workers, arguments.least_psnr)
-        output = arguments.output or Path(stage.data.latents)
+        output = arguments.output or latents.output_of(stage)
     else:
         length = arguments.text_length or 77
         names = dict(vae=arguments.vae, tokenizer=arguments.tokenizer, resolution=arguments.resolution)

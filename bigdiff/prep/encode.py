@@ -21,12 +21,11 @@ import torch
 from tqdm import tqdm
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Stage
-from bigdiff.data import manifest
+from bigdiff.config.schema import Stage, sources
+from bigdiff.data import manifest, pixels
 from bigdiff.data.contract import LatentContract
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.models.components import load_tokenizer, load_vae, token_ids, tokenizer_sha256, weights_sha256
-from bigdiff.prep import crop
 from bigdiff.prep.latent_shard import Encoder, Record, member_bytes, read_table, write_shard
 from bigdiff.runtime.files import remove_leftovers, write_json
 
@@ -75,6 +74,18 @@ def of_stage(stage: Stage, workers: int, least_psnr: float = LEAST_PSNR) -> Sett
         workers=workers,
         least_psnr=least_psnr,
     )
+
+
+def output_of(stage: Stage) -> Path:
+    """The folder of the one latent set that `stage` reads.
+
+    Raises:
+        UsageError: when it reads several, or one on a server.
+    """
+    found = [source.latents for source in sources(stage.data)]
+    if len(found) > 1 or "://" in found[0]:
+        raise UsageError(f"stage {stage.name} reads {', '.join(found)}: say with --output which folder to write")
+    return Path(found[0])
 
 
 def encode(images: Path, output: Path, settings: Settings) -> Manifest:
@@ -145,8 +156,8 @@ def contract(encoder: Encoder) -> dict[str, Any]:
         resolution=encoder.resolution,
         tokenizer_sha256=tokenizer_sha256(encoder.tokenizer),
         empty_tokens=tuple(token_ids(encoder.tokenizer, [""])[0].tolist()),
-        resize=crop.RESIZE,
-        crop=crop.CROP,
+        resize=pixels.RESIZE,
+        crop=pixels.CROP,
     ).lines()
 
 
@@ -159,7 +170,7 @@ def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) ->
     source = manifest.read(images, "images")
     if images.resolve() == output.resolve():
         raise UsageError(f"--images and --output are both {images}: choose another output folder")
-    read_table(images / f"{source.shards[0].name}.parquet")
+    read_table(images / f"{source.shards[0].name}{source.index}")
     lineage = {
         "images": manifest.fingerprint(images),
         "batch": settings.batch,
@@ -205,7 +216,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def _one(plan: Plan, encoder: Encoder, name: str, advance: Callable[[int], None]) -> Record:
-    record = write_shard(plan.images, plan.output, name, encoder, advance)
+    record = write_shard(plan.images, plan.output, name, encoder, advance, plan.source.index)
     write_json(plan.output / WORK / f"{name}.json", asdict(record))
     return record
 

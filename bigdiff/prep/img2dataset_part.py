@@ -11,8 +11,8 @@ from pathlib import Path
 from bigdiff.config.errors import door
 from bigdiff.config.prep import Download
 from bigdiff.prep.layout import DONE, PASSES, ROWS
-from bigdiff.prep.workers import end_with_parent
 from bigdiff.runtime.files import write_json
+from bigdiff.runtime.workers import end_with_parent
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Download
 from bigdiff.prep.fetch import FetchError, fetch_patiently, is_retryable
 from bigdiff.prep.layout import ROWS
-from bigdiff.prep.workers import end_with_parent
 from bigdiff.runtime.files import replacing
+from bigdiff.runtime.workers import end_with_parent
 
 _STATISTICS: Final = "_stats.json"
 _FILE_DIGITS: Final = 5

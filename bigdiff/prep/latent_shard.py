@@ -20,15 +20,15 @@ from transformers import CLIPTokenizer
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import index
+from bigdiff.data.decoding import Pixels, Undecodable
 from bigdiff.data.member import layout, pack
+from bigdiff.data.pixels import square
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import decode as decode_latents
 from bigdiff.models.encoders import moments
-from bigdiff.prep import crop
-from bigdiff.runtime.files import replacing, sha256
+from bigdiff.runtime.files import replacing
 
 EXTENSION = "safetensors"
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 
 Sources = Sequence[tuple[str, int, int]]  # key, offset and length of each image in its tar
 Tell = Callable[[int], None]  # told the number of images done, batch by batch
@@ -59,14 +59,16 @@ class Record:
     enlarged: int  # images whose shorter side was below the resolution
 
 
-def write_shard(images: Path, output: Path, name: str, encoder: Encoder, tell: Tell) -> Record:
-    """Write `output`/`name`.tar and .parquet from those in `images`; the tar takes its name last.
+def write_shard(
+    images: Path, output: Path, name: str, encoder: Encoder, tell: Tell, ending: str = ".parquet"
+) -> Record:
+    """Write `output`/`name`.tar and .parquet from `name`.tar and `name``ending` in `images`; the tar comes last.
 
     Raises:
         UsageError: when the image shard's parquet lacks a column.
         RunError: for a damaged image, a moment beyond float16, or a reconstruction below `least_psnr`.
     """
-    table = read_table(images / f"{name}.parquet")
+    table = read_table(images / f"{name}{ending}")
     sources = _sources(table)
     tokens = token_ids(encoder.tokenizer, table["caption"].to_pylist()).numpy().astype(np.uint16)
     digests: list[str] = []
@@ -83,12 +85,13 @@ def write_shard(images: Path, output: Path, name: str, encoder: Encoder, tell: T
                     _add(archive, f"{sources[row][0]}.{EXTENSION}", content)
                 enlarged += small
                 tell(len(pixels))
-        _write_table(output / f"{name}.parquet", temporary, table, digests)
+        found = index.scan(temporary)
+        _write_table(output / f"{name}.parquet", found.members, table, digests)
         record = Record(
             name=name,
             samples=len(sources),
-            bytes=temporary.stat().st_size,
-            sha256=sha256(temporary),
+            bytes=found.bytes,
+            sha256=found.sha256,
             psnr=round(psnr, 2),
             enlarged=enlarged,
         )
@@ -108,23 +111,23 @@ def read_table(path: Path) -> pa.Table:
     for column in ("key", "caption"):
         if column not in table.column_names:
             raise UsageError(f"{path} has no column {column!r}: it is not the parquet of an image shard")
-    if not set(_IMAGES) & set(_indexed(table)):
+    if index.picture_member(table.column_names) is None:
         raise UsageError(f"{path} has no column such as 'jpg_offset': build the image set again, with its index")
     return table
 
 
-def batches(tar: Path, sources: Sources, encoder: Encoder) -> Iterator[tuple[int, crop.Pixels, int]]:
+def batches(tar: Path, sources: Sources, encoder: Encoder) -> Iterator[tuple[int, Pixels, int]]:
     """(first row, pixels uint8 [B, R, R, 3], enlarged images) of each batch, decoded by `encoder.threads`.
 
     With several threads one batch is decoded ahead of the one that is encoded.
     """
     descriptor = os.open(tar, os.O_RDONLY)
 
-    def one(source: tuple[str, int, int]) -> tuple[crop.Pixels, bool]:
+    def one(source: tuple[str, int, int]) -> tuple[Pixels, bool]:
         key, offset, length = source
         try:
-            return crop.decode(os.pread(descriptor, length, offset), encoder.resolution)
-        except (OSError, ValueError) as error:
+            return square(os.pread(descriptor, length, offset), encoder.resolution)
+        except Undecodable as error:
             raise RunError(f"{tar}: image {key} cannot be decoded ({error}); build the image set again") from error
 
     starts = range(0, len(sources), encoder.batch)
@@ -144,7 +147,7 @@ def batches(tar: Path, sources: Sources, encoder: Encoder) -> Iterator[tuple[int
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, pixels: crop.Pixels, keys: Sequence[str]) -> npt.NDArray[np.float16]:
+def encode(encoder: Encoder, pixels: Pixels, keys: Sequence[str]) -> npt.NDArray[np.float16]:
     """Moments float16 [B, 2C, h, w] of uint8 pixels [B, R, R, 3].
 
     Raises:
@@ -160,7 +163,7 @@ def encode(encoder: Encoder, pixels: crop.Pixels, keys: Sequence[str]) -> npt.ND
 
 
 @torch.inference_mode()
-def canary(encoder: Encoder, pixels: crop.Pixels, stored: npt.NDArray[np.float16], where: Path) -> float:
+def canary(encoder: Encoder, pixels: Pixels, stored: npt.NDArray[np.float16], where: Path) -> float:
     """PSNR in dB (peak to peak 2) of what the stored means decode to, against the pixels.
 
     Raises:
@@ -178,22 +181,22 @@ def canary(encoder: Encoder, pixels: crop.Pixels, stored: npt.NDArray[np.float16
     return psnr
 
 
-def _normalised(pixels: crop.Pixels, device: torch.device) -> torch.Tensor:
+def _normalised(pixels: Pixels, device: torch.device) -> torch.Tensor:
     # [B, H, W, 3] seen as [B, 3, H, W] is channels_last already: no copy
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def _sources(table: pa.Table) -> Sources:
-    extension = next(one for one in _IMAGES if one in _indexed(table))
+    extension = index.picture_member(table.column_names)
     offsets, lengths = (table[f"{extension}_{part}"].to_pylist() for part in ("offset", "length"))
     return list(zip(table["key"].to_pylist(), offsets, lengths, strict=True))
 
 
-def _indexed(table: pa.Table) -> list[str]:
-    """The extensions of the members that the image shard's parquet locates."""
-    names = set(table.column_names)
+def _index_columns(table: pa.Table) -> set[str]:
+    """The columns that locate and describe members of the image shard."""
     found = [name.removesuffix("_offset") for name in table.column_names if name.endswith("_offset")]
-    return [extension for extension in found if f"{extension}_length" in names]
+    found = [extension for extension in found if f"{extension}_length" in table.column_names]
+    return {f"{extension}_{part}" for extension in found for part in (*index.PARTS, "ext")}
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -202,18 +205,17 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def _write_table(final: Path, tar: Path, table: pa.Table, digests: list[str]) -> None:
+def _write_table(final: Path, found: index.Members, table: pa.Table, digests: list[str]) -> None:
     """The image shard's columns without its offsets, and where each latent member lies."""
     keys = table["key"].to_pylist()
-    placed = index.columns(keys, index.members(tar))
+    placed = index.columns(keys, found)
     steps = np.diff(placed[f"{EXTENSION}_offset"])
-    assert len(set(placed[f"{EXTENSION}_length"])) == 1, f"members of {tar} differ in size"
-    assert (steps == steps[:1]).all(), f"members of {tar} are not evenly spaced"
-    index_of_images = {f"{found}_{part}" for found in _indexed(table) for part in ("offset", "length")}
-    kept = [column for column in table.column_names if column not in index_of_images | {"sha256"}]
+    assert len(set(placed[f"{EXTENSION}_length"])) == 1, f"members of {final} differ in size"
+    assert (steps == steps[:1]).all(), f"members of {final} are not evenly spaced"
+    kept = [column for column in table.column_names if column not in _index_columns(table) | {"sha256"}]
     result = table.select(kept).append_column("sha256", pa.array(digests))
     for column, values in placed.items():
-        result = result.append_column(column, pa.array(values, pa.int64()))
+        result = result.append_column(column, pa.array(values))
     with replacing(final) as temporary:
         pq.write_table(result.replace_schema_metadata(None), temporary)
 

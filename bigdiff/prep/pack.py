@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Pack
-from bigdiff.data.index import columns, members
+from bigdiff.data.index import columns, scan
 from bigdiff.data.manifest import Shard
 from bigdiff.prep.layout import Layout
-from bigdiff.runtime.files import replacing, sha256, write_json
+from bigdiff.runtime.files import replacing, write_json
 
 DUPLICATE: Final = "same picture as another row's"
 _MODE: Final = 0o644
@@ -91,13 +91,13 @@ def write_shard(task: Task) -> Shard:
     tar = task.output / f"{name}.tar"
     with replacing(tar) as temporary:
         _write_tar(temporary, layout, samples, task.format)
-    found = members(tar)
+    found = scan(tar)
     kept = samples.drop_columns(["row", "offset", "length", "unit"])
-    for column, values in columns(kept["key"].to_pylist(), found).items():
-        kept = kept.append_column(column, pa.array(values, pa.int64()))
+    for column, values in columns(kept["key"].to_pylist(), found.members).items():
+        kept = kept.append_column(column, pa.array(values))
     with replacing(task.output / f"{name}.parquet") as temporary:
         pq.write_table(kept, temporary)
-    shard = Shard(name=name, samples=len(kept), bytes=tar.stat().st_size, sha256=sha256(tar))
+    shard = Shard(name=name, samples=len(kept), bytes=found.bytes, sha256=found.sha256)
     write_json(marker, asdict(shard))
     return shard
 

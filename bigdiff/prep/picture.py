@@ -6,22 +6,16 @@ applied, as in the sets that Stable Diffusion was trained on.
 """
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from bigdiff.config.prep import DEFAULT_JPEG_QUALITY, Pack
+from bigdiff.data.decoding import TOO_LARGE, Undecodable, load
 
 # Pillow's other readers are older, less used on the web, or start other programs (EPS).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-Image.init()  # registers them all: a name that is asked for before its plugin is loaded is a KeyError
-# What Pillow's readers raise for damaged files.
-_DAMAGE: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
-_SIXTEEN_BIT: Final = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class Rejected(Exception):
@@ -61,19 +55,10 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
     Raises:
         Rejected: as in `store`.
     """
-    if not content:
-        raise Rejected("empty file")
-    Image.MAX_IMAGE_PIXELS = None  # checked here, before anything is decoded; Pillow would only warn at first
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise Rejected("more than pack.max_pixels")
-            opened.load()
-            return _rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError as error:
-        raise Rejected("not a picture") from error
-    except _DAMAGE as error:
-        raise Rejected("damaged or cut short") from error
+        return load(content, FORMATS, max_pixels)
+    except Undecodable as error:
+        raise Rejected("more than pack.max_pixels" if error.cause == TOO_LARGE else error.cause) from error
 
 
 def square(picture: Image.Image, resolution: int) -> Image.Image:
@@ -97,24 +82,3 @@ def encode(picture: Image.Image, pack: Pack) -> bytes:
     else:
         picture.save(buffer, "JPEG", quality=pack.jpeg_quality or DEFAULT_JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in _SIXTEEN_BIT:
-        # Pillow's own conversion clips at 255, which makes a 16-bit picture white.
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise Rejected("pixel type not supported")
-        return Image.fromarray(((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8), "L").convert("RGB")
-    if picture.mode == "F":
-        raise Rejected("pixel type not supported")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return _plain(picture.convert("RGB"))
-
-
-def _plain(picture: Image.Image) -> Image.Image:
-    picture.info.clear()  # profiles, comments and orientation would be written into the stored file
-    return picture

@@ -27,8 +27,8 @@ from bigdiff.prep import pack, report, verify
 from bigdiff.prep.download import download
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.select import Count, Histogram, Selection, inputs, select
-from bigdiff.prep.workers import Workers
 from bigdiff.runtime.files import remove_leftovers, sha256, write_json
+from bigdiff.runtime.workers import Workers
 
 # Settings that change how fast a set is made, or how patiently, but not what it is.
 _FREE: Final = {

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from bigdiff.config.prep import Pack, Prep
-from bigdiff.data.index import members
+from bigdiff.data import index
 from bigdiff.prep.captions import clean
 from bigdiff.prep.fetch import is_retryable
 from bigdiff.prep.layout import PASSES, ROWS, Layout
@@ -143,7 +143,7 @@ def _fetched(layout: Layout, unit: Unit, rows: list[dict[str, Any]]) -> Iterator
     table = pq.read_table(folder / f"{unit.file:05d}.parquet", columns=["row", "key", "status", "error_message"])
     facts = {fact["row"]: fact for fact in table.to_pylist()}
     tar = folder / f"{unit.file:05d}.tar"
-    places = members(tar)
+    places = index.places(tar)
     with tar.open("rb") as source:
         for row in rows:
             fact = facts.get(row["row"])

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdiff.prep.workers import Workers
 from bigdiff.quickstart.faults import AWKWARD, FAULTY, SOUND, Kind
 from bigdiff.quickstart.files import SMALL, content, extension, scene_number
 from bigdiff.quickstart.scenes import caption, scene
 from bigdiff.runtime.files import replacing, write_json
+from bigdiff.runtime.workers import Workers
 
 PORT: Final = 8937  # fixed, because the URLs are a part of the metadata and so of every shard
 SOURCE, META = "source", "meta"

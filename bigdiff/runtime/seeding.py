@@ -10,9 +10,16 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["timestep", "noise", "posterior", "text_dropout", "preview"]
+Purpose = Literal["timestep", "noise", "posterior", "text_dropout", "preview", "framing"]
 # A purpose's number is part of every run's identity: add at the end, never renumber.
-PURPOSES: dict[str, int] = {"timestep": 0, "noise": 1, "posterior": 2, "text_dropout": 3, "preview": 4}
+PURPOSES: dict[str, int] = {
+    "timestep": 0,
+    "noise": 1,
+    "posterior": 2,
+    "text_dropout": 3,
+    "preview": 4,
+    "framing": 5,  # crop and flip of pictures
+}
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85

@@ -1,13 +1,17 @@
+import hashlib
 import io
 import random
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
+import xxhash
 
 from bigdiff.config.errors import RunError
-from bigdiff.data.index import columns, members
+from bigdiff.data.index import columns, members, picture_member, places, scan
 
 
 def write_tar(path: Path, content: dict[str, bytes]) -> None:
@@ -31,8 +35,14 @@ def test_the_bytes_at_the_offsets_are_the_members(tmp_path: Path) -> None:
     found = members(tar)
     assert list(found) == [f"{key:06d}" for key in range(20)]
     for key, parts in found.items():
-        for extension, (offset, length) in parts.items():
-            assert raw[offset : offset + length] == content[f"{key}.{extension}"]
+        for extension, (offset, length, xxh3) in parts.items():
+            payload = raw[offset : offset + length]
+            assert payload == content[f"{key}.{extension}"]
+            assert xxh3 == xxhash.xxh3_64_intdigest(payload)
+            assert places(tar)[key][extension] == (offset, length)
+    found_at_once = scan(tar)
+    assert found_at_once.members == found
+    assert (found_at_once.bytes, found_at_once.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
 
 
 def test_stock_webdatasets_own_tar_has_the_same_keys_and_bytes(tmp_path: Path) -> None:
@@ -44,7 +54,7 @@ def test_stock_webdatasets_own_tar_has_the_same_keys_and_bytes(tmp_path: Path) -
     samples = list(webdataset.WebDataset(str(tar), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == list(found)
     for sample in samples:
-        for extension, (offset, length) in found[sample["__key__"]].items():
+        for extension, (offset, length, _) in found[sample["__key__"]].items():
             assert raw[offset : offset + length] == sample[extension]
 
 
@@ -53,8 +63,25 @@ def test_columns_follow_the_asked_order(tmp_path: Path) -> None:
     write_tar(tar, {"a.txt": b"1", "b.txt": b"22", "c.txt": b"333"})
     found = members(tar)
     table = columns(["c", "a"], found)
-    assert table == {"txt_offset": [found["c"]["txt"][0], found["a"]["txt"][0]], "txt_length": [3, 1]}
+    assert list(table) == ["txt_offset", "txt_length", "txt_xxh3"]
+    for part, values in zip(("offset", "length", "xxh3"), zip(*(found[key]["txt"] for key in "ca"), strict=True)):  # noqa: B905
+        assert table[f"txt_{part}"].tolist() == list(values)
     assert columns([], {}) == {}
+
+
+def test_a_checksum_beyond_int64_keeps_its_type_in_parquet(tmp_path: Path) -> None:
+    content = next(bytes([n]) for n in range(256) if xxhash.xxh3_64_intdigest(bytes([n])) >= 2**63)
+    write_tar(tmp_path / "a.tar", {"a.txt": content})
+    table = pa.table(columns(["a"], members(tmp_path / "a.tar")))
+    assert [table.schema.field(name).type for name in table.column_names] == [pa.int64(), pa.int64(), pa.uint64()]
+    assert table["txt_xxh3"].to_pylist() == [xxhash.xxh3_64_intdigest(content)]
+    assert table["txt_xxh3"].to_numpy().dtype == np.uint64
+
+
+def test_pictures_are_found_by_the_columns_that_locate_them() -> None:
+    assert picture_member(["key", "png_offset", "png_length", "txt_offset", "txt_length"]) == "png"
+    assert picture_member(["image_ext", "image_offset", "image_length"]) == "image"
+    assert picture_member(["jpg_offset", "txt_offset", "txt_length"]) is None
 
 
 def test_samples_of_different_members_are_refused(tmp_path: Path) -> None:
@@ -88,5 +115,6 @@ def test_a_damaged_tar_is_named(tmp_path: Path, damage: str) -> None:
     kept = {"cut header": 6000, "cut payload": 8000, "cut end": 2 * (512 + 5120) + 512}
     broken = {"garbage": b"x" * 10240, "gzip": b"\x1f\x8b" + raw}
     tar.write_bytes(broken[damage] if damage in broken else raw[: kept[damage]])
-    with pytest.raises(RunError, match=r"a\.tar is damaged .*rebuild the shard"):
-        members(tar)
+    for read in (members, places):
+        with pytest.raises(RunError, match=r"a\.tar is damaged .*rebuild the shard"):
+            read(tar)

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +17,10 @@ import webdataset
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.data import manifest
-from bigdiff.data.latents import LatentSet
+from bigdiff.data.course import Picks
+from bigdiff.data.damage import Consumed
+from bigdiff.data.foreign import index_folder
+from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.models import components
 from bigdiff.prep import encode
 from bigdiff.prep.encode import Settings
@@ -48,7 +52,7 @@ def test_any_number_of_workers_gives_the_same_bytes(image_set: ImageSet, setting
         encode.encode(images, folder, replace(settings, workers=n)) for n, folder in ((1, one), (2, two), (9, nine))
     ]
     assert made[0] == made[1] == made[2] == manifest.read(one, "latents")
-    assert made[0].sizes == (9, 5, 7)
+    assert made[0].sizes.tolist() == [9, 5, 7]
     names = [f"{number:05d}.{end}" for number in range(3) for end in ("parquet", "tar")]
     assert sorted(content(one)) == [*names, "manifest.json"]
     assert content(one) == content(two) == content(nine)
@@ -63,12 +67,48 @@ def test_stock_webdataset_and_our_reader_see_every_sample(
     stock = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     keys = [key for shard in made.shards for key in pq.read_table(images / f"{shard.name}.parquet")["key"].to_pylist()]
     assert [sample["__key__"] for sample in stock] == keys
-    with LatentSet(tmp_path / "out") as latents:
-        moments, tokens = latents.read(np.repeat([0, 1], [6, 4]), np.concatenate((np.arange(6), np.arange(4))))
+    shards, rows = np.repeat([0, 1], [6, 4]), np.concatenate((np.arange(6), np.arange(4)))
+    picks = Picks(bucket="", sources=np.zeros(10, np.int64), shards=shards, rows=rows)
+    with LatentSet(str(tmp_path / "out")) as latents:
+        reader = LatentReader([latents])
+        held = reader.hold(10)
+        assert reader.fill(held, 0, 0, picks) == [], "every checksum is right"
+        batch = reader.make(held, picks, Consumed(position=0, samples=10, digest=0, substituted=()), 0.0)
     for row, sample in enumerate(stock):
         tensors = safetensors.torch.load(sample["safetensors"])
-        assert torch.equal(tensors["moments"], moments[row])
-        assert torch.equal(tensors["tokens"].to(torch.int64), tokens[row])
+        assert torch.equal(tensors["moments"], batch.moments[row])
+        assert torch.equal(tensors["tokens"].to(torch.int64), batch.tokens[row])
+
+
+def test_tars_that_someone_else_wrote_give_the_same_latents(
+    image_set: ImageSet, settings: Settings, tmp_path: Path
+) -> None:
+    images, others = image_set(5, 4), tmp_path / "others"
+    index_folder(_tars_alone(images, tmp_path / "tars"), others, 1, False, lambda line: None)
+    one, two = (encode.encode(folder, tmp_path / f"of-{folder.name}", settings) for folder in (images, others))
+    tables = [pq.read_table(tmp_path / f"of-{name}" / "00000.parquet") for name in ("images", "others")]
+    assert set(tables[1].column_names) == {
+        *("key", "caption", "url", "sha256"),
+        *("safetensors_offset", "safetensors_length", "safetensors_xxh3"),
+    }
+    assert tables[0]["key"] == tables[1]["key"]
+    for mine, theirs in zip(
+        *(_moments(tmp_path / f"of-{name}", made) for name, made in (("images", one), ("others", two))), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def _tars_alone(images: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for tar in images.glob("*.tar"):
+        shutil.copy(tar, folder)
+    return folder
+
+
+def _moments(folder: Path, made: manifest.Manifest) -> list[torch.Tensor]:
+    urls = [str(folder / f"{shard.name}.tar") for shard in made.shards]
+    samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    return [safetensors.torch.load(sample["safetensors"])["moments"] for sample in samples]
 
 
 def test_the_set_fits_the_stage_that_names_it_and_no_other(
@@ -148,7 +188,7 @@ def test_a_shard_that_is_recorded_but_lost_or_cut_is_made_again(
     whole = content(out)
     encode.write_json(out / encode.WORK / encode.SETTINGS, {"contract": made.contract, "lineage": made.lineage})
     for shard in made.shards:
-        encode.write_json(out / encode.WORK / f"{shard.name}.json", asdict(shard) | {"psnr": 0.0, "enlarged": 0})
+        encode.write_json(out / encode.WORK / f"{shard.name}.json", _recorded(shard) | {"psnr": 0.0, "enlarged": 0})
     (out / manifest.NAME).unlink()
     encoder = encode.load(settings)
     assert encode.prepare(images, out, settings, encoder).todo == ()
@@ -158,6 +198,10 @@ def test_a_shard_that_is_recorded_but_lost_or_cut_is_made_again(
     assert [shard.name for shard in encode.prepare(images, out, settings, encoder).todo] == ["00000", "00001", "00002"]
     encode.encode(images, out, settings)
     assert content(out) == whole
+
+
+def _recorded(shard: manifest.Shard) -> dict[str, object]:
+    return {name: value for name, value in asdict(shard).items() if name != "bucket"}
 
 
 def test_tars_of_somebody_else_are_not_overwritten(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:

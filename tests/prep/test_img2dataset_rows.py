@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigdiff.config.prep import Download
-from bigdiff.data.index import members
+from bigdiff.data import index
 from bigdiff.prep.layout import DONE, ROWS
 from bigdiff.quickstart.dataset import Options, draw, rows
 from bigdiff.quickstart.faults import AWKWARD, FAULTY, fewer
@@ -77,7 +77,7 @@ def test_a_part_is_fetched_its_passing_failures_again_and_a_half_written_file_an
     assert {kinds[url].kind for url in again} == {"throttled", "unavailable", "hanging", "dripping"}
 
     table = pq.read_table(first / "00001.parquet").to_pylist()
-    tar, stored = (first / "00001.tar").read_bytes(), members(first / "00001.tar")
+    tar, stored = (first / "00001.tar").read_bytes(), index.places(first / "00001.tar")
     for row in table:
         if row["status"] == "success":
             offset, length = stored[row["key"]]["jpg"]

@@ -11,10 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 import webdataset
+import xxhash
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from bigdiff.config.errors import RunError, UsageError
+from bigdiff.data import images as images_of
+from bigdiff.data.course import Picks
 from bigdiff.models import components
 from bigdiff.prep import latent_shard
 from bigdiff.prep.latent_shard import Encoder
@@ -69,7 +72,8 @@ def test_the_parquet_says_where_each_member_lies(image_set: ImageSet, encoder: E
     record = latent_shard.write_shard(source, tmp_path, "00000", encoder, lambda count: None)
     table = pq.read_table(tmp_path / "00000.parquet").to_pydict()
     assert list(table) == [
-        *("key", "caption", "url", "caption_length", "aesthetic", "sha256", "safetensors_offset", "safetensors_length")
+        *("key", "caption", "url", "caption_length", "aesthetic", "sha256"),
+        *("safetensors_offset", "safetensors_length", "safetensors_xxh3"),
     ]
     tar = (tmp_path / "00000.tar").read_bytes()
     assert (record.samples, record.bytes, record.sha256) == (6, len(tar), hashlib.sha256(tar).hexdigest())
@@ -79,8 +83,22 @@ def test_the_parquet_says_where_each_member_lies(image_set: ImageSet, encoder: E
         start = table["safetensors_offset"][row]
         member = tar[start : start + table["safetensors_length"][row]]
         assert hashlib.sha256(member).hexdigest() == table["sha256"][row]
+        assert xxhash.xxh3_64_intdigest(member) == table["safetensors_xxh3"][row]
     before = pq.read_table(source / "00000.parquet").to_pydict()
     assert all(table[column] == before[column] for column in ("key", "caption", "url", "aesthetic"))
+
+
+def test_the_encoder_sees_the_pixels_that_training_on_pictures_shows(image_set: ImageSet, encoder: Encoder) -> None:
+    source = image_set(6)
+    table = latent_shard.read_table(source / "00000.parquet")
+    places = zip(*(table[name].to_pylist() for name in ("key", "jpg_offset", "jpg_length")), strict=True)
+    encoded = [pixels for _, pixels, _ in latent_shard.batches(source / "00000.tar", list(places), encoder)]
+    rows, none = np.arange(6), np.zeros(6, np.int64)
+    with images_of.ImageSet(str(source)) as opened:
+        reader = images_of.ImageReader([opened], images_of.Framing(resolution=16))
+        held = reader.hold(6)
+        assert reader.fill(held, 0, 0, Picks(bucket="", sources=none, shards=none, rows=rows)) == []
+        assert np.array_equal(held.pixels(16, 16).numpy(), np.concatenate(encoded))
 
 
 def test_threads_do_not_change_the_bytes(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:

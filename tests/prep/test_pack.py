@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+import xxhash
 from PIL import Image
 
 from bigdiff.config.errors import RunError
@@ -54,6 +55,7 @@ def test_shards_are_even_ordered_and_hold_what_their_tables_say(downloaded: Call
         for row in pq.read_table(layout.output / f"{shard.name}.parquet").to_pylist():
             members = {end: content[row[f"{end}_offset"] :][: row[f"{end}_length"]] for end in ("png", "txt", "json")}
             assert hashlib.sha256(members["png"]).hexdigest() == row["sha256"]
+            assert all(xxhash.xxh3_64_intdigest(members[end]) == row[f"{end}_xxh3"] for end in members)
             assert members["txt"].decode() == row["caption"]
             facts = json.loads(members["json"])
             assert facts == {name: row[name] for name in facts}

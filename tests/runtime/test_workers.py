@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bigdiff.config.errors import RunError
-from bigdiff.prep.workers import Workers
+from bigdiff.runtime.workers import Workers
 
 PARENT = """
 import sys, time
-from bigdiff.prep.workers import Workers
+from bigdiff.runtime.workers import Workers
 from tests_sleep import sleep
 if __name__ == "__main__":
     with Workers(2) as workers:

@@ -1,0 +1,279 @@
+"""Image shard sets as batches of pixels and captions: read, checked, decoded and framed by the stream's threads.
+
+For training without precomputed latents and for validation: the order, substitution and resume are those of latents
+(bigdiff.data.stream), and the pixels those that latents are made of (bigdiff.data.pixels).
+"""
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.data import manifest
+from bigdiff.data.course import Picks
+from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
+from bigdiff.data.decoding import Pixels, Undecodable, decode
+from bigdiff.data.index import picture_member
+from bigdiff.data.manifest import Manifest
+from bigdiff.data.pixels import Frame, framed
+from bigdiff.data.shards import Columns, Opened, Shards
+from bigdiff.data.storage import Absent, Cache, Storage, open_storage
+from bigdiff.data.stream import Bad
+from bigdiff.runtime.seeding import bits
+
+KEY, CAPTION = "key", "caption"
+_BUCKET: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}", re.ASCII)
+MAX_BYTES: Final = 1 << 28  # of a picture's file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Framing:
+    """How pictures become batches. Crop and flip are drawn from (seed, position in the run), nothing else."""
+
+    resolution: int | None = None  # pixels of the square's side; None for sets whose shards have buckets, which say it
+    crop: Literal["center", "random"] = "center"
+    flip: float = 0.0  # probability of mirroring
+    seed: int = 0
+
+    def size(self, bucket: str) -> tuple[int, int]:
+        """Width and height of the pictures of a bucket."""
+        if not bucket:
+            assert self.resolution is not None, "checked by the reader"
+            return self.resolution, self.resolution
+        width, _, height = bucket.partition("x")
+        return int(width), int(height)
+
+    def frames(self, bucket: str, position: int, count: int) -> list[Frame]:
+        """Of the pictures at run positions `position`, ..."""
+        width, height = self.size(bucket)
+        if self.crop == "center" and not self.flip:
+            return [Frame(width=width, height=height)] * count
+        positions = torch.arange(position, position + count, dtype=torch.int64)
+        centred = self.crop == "center"
+        return [
+            Frame(
+                width=width,
+                height=height,
+                across=None if centred else across,
+                down=None if centred else down,
+                mirrored=mirror < self.flip * 2**32,
+            )
+            for across, down, mirror in bits(self.seed, "framing", positions, 3).tolist()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageBatch:
+    """A micro-batch of one process. Its pixels are good until the next batch is asked for."""
+
+    pixels: torch.Tensor  # uint8 [B, 3, H, W], channels_last in memory; RGB, 0 to 255
+    captions: tuple[str, ...]
+    keys: tuple[str, ...]
+    bucket: str  # "WIDTHxHEIGHT" in pixels; "" where the set has one shape
+    positions: torch.Tensor  # int64 [B]: where these samples stand in the run
+    consumed: Consumed
+    wait_seconds: float  # how long the reader kept the caller waiting
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that `to` moves."""
+        return self.pixels, self.positions
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        """The same on another device, asynchronous from a pinned buffer."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+        )
+
+
+class ImageSet:
+    """An open image shard set: a folder or an address, made by build_shards or indexed by bigdiff.data.index.
+
+    Raises:
+        UsageError: when it is not a finished set of images, or its index locates no pictures.
+    """
+
+    def __init__(self, location: str, tombstones: Tombstones | None = None, cache: Cache | None = None) -> None:
+        self.storage: Storage = open_storage(location, cache)
+        self.location = location
+        try:
+            self.content = _manifest(self.storage)
+            self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", "images")
+            columns = Columns(member=_member(self.storage, self.manifest), texts=(KEY, CAPTION))
+        except BaseException:
+            self.storage.close()
+            raise
+        none = Tombstones(entries=frozenset())
+        self.shards = Shards(
+            storage=self.storage, manifest=self.manifest, columns=columns, tombstones=tombstones or none
+        )
+
+    def __enter__(self) -> "ImageSet":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.storage.close()
+        self.shards.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of the manifest file: it names the exact bytes of the set."""
+        return manifest.digest(self.content)
+
+
+def _manifest(storage: Storage) -> bytes:
+    try:
+        return storage.read(manifest.NAME)
+    except Absent:
+        raise manifest.unfinished(storage.location) from None
+
+
+def _member(storage: Storage, content: Manifest) -> str:
+    """Under which name the set's indexes locate the pictures, by the first that can be read."""
+    for shard in content.shards:
+        name = shard.name + content.index
+        try:
+            known = pq.read_schema(pa.BufferReader(storage.read(name))).names
+        except (Absent, pa.ArrowException, OSError):
+            continue  # a damaged shard: its samples are substituted when they are met
+        found = picture_member(known)
+        if found is None:
+            raise UsageError(
+                f"{storage.location}/{name} has no column such as 'jpg_offset': build the image set again, or index "
+                f"it with python -m bigdiff.data.index"
+            )
+        return found
+    raise UsageError(f"no index (*{content.index}) of {storage.location} can be read: build or index the set again")
+
+
+class ImageBuffer:
+    """Memory of a micro-batch of any bucket, pinned where there is a device to copy to."""
+
+    def __init__(self, samples: int, largest: int) -> None:
+        self._samples = samples
+        self._memory = torch.zeros(samples * largest, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self.captions = [""] * samples
+        self.keys = [""] * samples
+
+    def pixels(self, width: int, height: int) -> torch.Tensor:
+        """uint8 [samples, height, width, 3], contiguous."""
+        return self._memory[: self._samples * height * width * 3].view(self._samples, height, width, 3)
+
+
+class ImageReader:
+    """Several sets as the sources of one stream.
+
+    Raises:
+        UsageError: when `framing` gives a set without buckets no resolution, or has one that no set uses.
+    """
+
+    def __init__(self, sets: Sequence[ImageSet], framing: Framing) -> None:
+        self.sets = sets
+        self.framing = framing
+        self.buckets = {bucket for one in sets for bucket in one.manifest.buckets}
+        if ("" in self.buckets) != (framing.resolution is not None):
+            raise UsageError(
+                f"resolution={framing.resolution}, but the shards of {', '.join(one.location for one in sets)} have "
+                f"{'no bucket: give a resolution' if '' in self.buckets else 'buckets: leave the resolution out'}"
+            )
+        strange = [bucket for bucket in self.buckets if bucket and not _BUCKET.fullmatch(bucket)]
+        if strange:
+            where = ", ".join(one.location for one in sets)
+            raise UsageError(f"bucket {strange[0]!r} of {where} is no size such as '640x448': rebuild the set")
+        if not 0 <= framing.flip <= 1:
+            raise UsageError(f"flip={framing.flip} is no probability: it must be from 0 to 1")
+
+    def hold(self, samples: int) -> ImageBuffer:
+        """A buffer for a micro-batch of any bucket."""
+        sizes = [self.framing.size(bucket) for bucket in self.buckets]
+        return ImageBuffer(samples, max(width * height * 3 for width, height in sizes))
+
+    def want(self, shards: Sequence[tuple[int, int]]) -> None:
+        """(source, shard) in order of need: fetch and keep these, let go of all others."""
+        for number, one in enumerate(self.sets):
+            one.shards.keep_only([shard for source, shard in shards if source == number])
+
+    def interrupt(self) -> None:
+        """End what waits for a storage."""
+        for one in self.sets:
+            one.storage.close()
+
+    def fill(self, held: ImageBuffer, row: int, position: int, picks: Picks) -> list[Bad]:
+        """Read, check, decode and frame the pictures of `picks` into the rows of the buffer from `row` on."""
+        target: Pixels = held.pixels(*self.framing.size(picks.bucket)).numpy()
+        frames = self.framing.frames(picks.bucket, position, len(picks.rows))
+        sources, shards, rows = picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist()
+        bad = []
+        with ExitStack() as leases:
+            opened = {
+                source: leases.enter_context(
+                    self.sets[source].shards.lease({s for s, of in zip(shards, sources, strict=True) if of == source})
+                )
+                for source in set(sources)
+            }
+            for index, (source, shard, number) in enumerate(zip(sources, shards, rows, strict=True)):
+                place = opened[source][shard]
+                try:
+                    target[row + index] = framed(decode(_read(place, number)), frames[index])
+                except Undecodable as error:
+                    tar = self.sets[source].shards.name(shard)
+                    bad.append(Bad(index=index, tar=tar, offset=place.offsets[number] or None, reason=error.cause))
+                    continue
+                held.captions[row + index] = place.texts[CAPTION][number].as_py() or ""
+                held.keys[row + index] = place.texts[KEY][number].as_py()
+        return bad
+
+    def make(self, held: ImageBuffer, picks: Picks, consumed: Consumed, wait_seconds: float) -> ImageBatch:
+        """The batch whose samples are in the buffer."""
+        end = consumed.position + consumed.samples
+        return ImageBatch(
+            pixels=held.pixels(*self.framing.size(picks.bucket)).permute(0, 3, 1, 2),
+            captions=tuple(held.captions),
+            keys=tuple(held.keys),
+            bucket=picks.bucket,
+            positions=torch.arange(consumed.position, end, dtype=torch.int64),
+            consumed=consumed,
+            wait_seconds=wait_seconds,
+        )
+
+
+def _read(shard: Opened, row: int) -> bytes:
+    """A picture's file, checked.
+
+    Raises:
+        Undecodable: when it is not what the index says, or was taken down.
+    """
+    if shard.descriptor < 0:
+        raise Undecodable(shard.damage)
+    if shard.dead[row]:
+        raise Undecodable(TOMBSTONE)
+    length = shard.lengths[row]
+    if not 0 < length <= MAX_BYTES:
+        raise Undecodable(f"its file has a length of {length} bytes")
+    try:
+        content = os.pread(shard.descriptor, length, shard.offsets[row])
+    except OSError as error:
+        if error.errno != errno.EIO:  # anything else may be over in a minute: not a property of the data
+            raise RunError(
+                f"reading a shard failed ({error}): start again to go on from the last checkpoint"
+            ) from error
+        raise Undecodable("the disk cannot read it: " + str(error)) from error
+    if len(content) != length:
+        raise Undecodable(f"truncated: {len(content)} of {length} bytes")
+    if xxhash.xxh3_64_intdigest(content) != shard.checksums[row]:
+        raise Undecodable("bytes differ from the index's checksum")
+    return content
