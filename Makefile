@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+BENCH := $(VENV)/bench
 # Debian packages that tests need; installed by `make test` when it runs as root and they are missing
 TEST_PACKAGES :=
 
@@ -33,8 +34,19 @@ quickstart: $(READY)
 test: $(READY) test-packages
 	$(PYTHON) -m pytest -m "not bench"
 
-bench: $(READY)
+bench: $(READY) $(BENCH)/litdata/.ready $(BENCH)/streaming/.ready
 	$(PYTHON) -m pytest -m bench tests/bench
+
+# Libraries to measure against whose pins do not fit ours: each in an environment that has its own packages first and
+# ours behind them.
+$(BENCH)/litdata/.ready: PACKAGES := litdata==0.2.76
+$(BENCH)/streaming/.ready: PACKAGES := "numpy<2.2" mosaicml-streaming==0.13.0
+$(BENCH)/%/.ready: $(READY)
+	$(PYTHON) -m venv $(@D)
+	for folder in $(CURDIR)/$(VENV)/lib/python3*/site-packages; do \
+	  for own in $(@D)/lib/python3*/site-packages; do echo "$$folder" > "$$own/zz_bigdiff.pth"; done; done
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PACKAGES)
+	@touch $@
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
@@ -49,7 +61,7 @@ clean:
 
 # Made again when the dependencies change. The exact versions, checked by hash, come from constraints.txt; the index is
 # whatever pip is configured with.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt bigdiff/data/_pread.c
 	@python=""; \
 	for candidate in python3.11 python3.12 python3; do \
 	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \

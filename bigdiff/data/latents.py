@@ -1,63 +1,100 @@
-"""A latent shard set as batches: offsets from the parquet, one `preadv` per sample, threads reading ahead.
+"""Latent shard sets as batches: one `pread` per sample into a reused buffer, checked, and nothing decoded.
 
-Nothing is decoded and no worker process is started: the bytes of a member are the tensors (bigdiff.data.member).
+The bytes of a member are the tensors (bigdiff.data.member), so a micro-batch is one block of bytes: it is copied to a
+device in one piece and looked at there.
 """
 
+import errno
 import os
-import time
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from xxhash import xxh3_64_intdigest as digest
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import manifest
-from bigdiff.data.manifest import Shard
+from bigdiff.data.course import Picks
+from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
+from bigdiff.data.manifest import Manifest
 from bigdiff.data.member import Layout, layout
-from bigdiff.data.order import Ints, Order
+from bigdiff.data.preads import preads
+from bigdiff.data.shards import Columns, Opened, Shards
+from bigdiff.data.storage import Absent, Cache, Storage, open_storage
+from bigdiff.data.stream import Bad
 
-OFFSET, LENGTH = "safetensors_offset", "safetensors_length"
+COLUMNS = Columns(member="safetensors")
+CACHED = 16  # samples read at once and then checked: half a megabyte at 512 px, so that the check finds them in cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """A micro-batch of one process."""
+    """A micro-batch of one process. Its tensors are good until the next batch is asked for."""
 
+    raw: torch.Tensor  # uint8 [B, bytes of a member]
+    layout: Layout
+    bucket: str  # "WIDTHxHEIGHT" in pixels; "" where the set has one shape
     positions: torch.Tensor  # int64 [B]: where these samples stand in the run
-    moments: torch.Tensor  # fp16 [B, 2C, h, w]: mean and log-variance, unscaled
-    tokens: torch.Tensor  # int64 [B, L]
+    consumed: Consumed
     wait_seconds: float  # how long the reader kept the caller waiting
 
+    @property
+    def moments(self) -> torch.Tensor:
+        """fp16 [B, 2C, h, w]: mean and log-variance, unscaled."""
+        return self.raw[:, self.layout.moments].view(torch.float16).view(-1, *self.layout.shape)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
-    """The part of each global batch that one process reads: micro-batch k starts at k x micro x size + rank x micro."""
+    @property
+    def tokens(self) -> torch.Tensor:
+        """int64 [B, L]."""
+        return self.raw[:, self.layout.tokens].view(torch.uint16).to(torch.int64)
 
-    total: int  # samples of a global batch
-    micro: int
-    rank: int
-    size: int
+    @property
+    def states(self) -> torch.Tensor:
+        """fp16 [B, L, D]: the text encoder's output; D is 0 where the set has none."""
+        states = self.raw[:, self.layout.states].view(torch.float16)
+        return states.view(len(states), self.layout.length, self.layout.width)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that `to` moves."""
+        return self.raw, self.positions
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device, by one copy, asynchronous from a pinned buffer."""
+        return replace(
+            self,
+            raw=self.raw.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+        )
 
 
 class LatentSet:
-    """An open latent shard set; `read` may be called from several threads."""
+    """An open latent shard set.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = manifest.read(folder, "latents")
-        channels, height, width = self.manifest.contract["shape"]
-        self.layout: Layout = layout(channels, height, width, self.manifest.contract["text_length"])
-        with ExitStack() as opened:
-            self._files = [_open(folder, shard, opened) for shard in self.manifest.shards]
-            self._offsets = [_offsets(folder, shard, self.layout) for shard in self.manifest.shards]
-            self._close = opened.pop_all()
+    Raises:
+        UsageError: when it is not a finished set of latents, or its contract cannot be read.
+    """
+
+    def __init__(self, location: str, tombstones: Tombstones | None = None, cache: Cache | None = None) -> None:
+        self.storage: Storage = open_storage(location, cache)
+        self.location = location
+        try:
+            self.content = _manifest(self.storage)
+            self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", "latents")
+            self.layouts = layouts(self.manifest.contract, location)
+        except BaseException:
+            self.storage.close()
+            raise
+        none = Tombstones(entries=frozenset())
+        self.shards = Shards(
+            storage=self.storage, manifest=self.manifest, columns=COLUMNS, tombstones=tombstones or none
+        )
 
     def __enter__(self) -> "LatentSet":
         return self
@@ -65,100 +102,150 @@ class LatentSet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close.close()
+        self.storage.close()
+        self.shards.close()
 
-    def read(self, shards: Ints, rows: Ints) -> tuple[torch.Tensor, torch.Tensor]:
-        """Moments fp16 [B, 2C, h, w] and tokens int64 [B, L] of the given samples.
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of the manifest file: it names the exact bytes of the set."""
+        return manifest.digest(self.content)
 
-        Raises:
-            RunError: for a tar that is shorter than its index says.
-        """
-        raw = np.empty((len(rows), self.layout.total), np.uint8)
-        for index, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            got = os.preadv(self._files[shard], [memoryview(raw[index])], int(self._offsets[shard][row]))
-            if got != self.layout.total:
-                name = self.manifest.shards[shard].name
-                raise RunError(
-                    f"{self.folder / name}.tar ends inside sample {row} (offset {self._offsets[shard][row]}): "
-                    f"the shard is truncated; encode it again"
-                )
-        moments = raw[:, self.layout.moments].view(np.float16).reshape(len(rows), *self.layout.shape)
-        tokens = raw[:, self.layout.tokens].view(np.uint16).astype(np.int64)
-        return torch.from_numpy(moments), torch.from_numpy(tokens)
-
-    def keys(self, shards: Ints, rows: Ints) -> list[str]:
-        """The samples' keys, for messages; reads the parquet again, so not for the hot path."""
-        names = [self.manifest.shards[shard].name for shard in shards]
-        tables = {name: pq.read_table(self.folder / f"{name}.parquet", columns=["key"])["key"] for name in set(names)}
-        return [tables[name][row].as_py() for name, row in zip(names, rows.tolist(), strict=True)]
+    def key(self, shard: int, row: int) -> str:
+        """A sample's key, for messages; reads the index again, so not for the hot path."""
+        index = self.storage.read(self.manifest.shards[shard].name + self.manifest.index)
+        key: str = pq.read_table(pa.BufferReader(index), columns=["key"])["key"][row].as_py()
+        return key
 
 
-def _open(folder: Path, shard: Shard, opened: ExitStack) -> int:
-    path = folder / f"{shard.name}.tar"
+def _manifest(storage: Storage) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(
-            f"cannot open {path}, which the manifest lists ({error.strerror}): encode the set again"
-        ) from error
-    opened.callback(os.close, descriptor)
-    size = os.fstat(descriptor).st_size
-    if size != shard.bytes:
-        raise UsageError(f"{path} has {size} bytes, the manifest says {shard.bytes}: encode the shard again")
-    return descriptor
+        return storage.read(manifest.NAME)
+    except Absent:
+        raise manifest.unfinished(storage.location) from None
 
 
-def _offsets(folder: Path, shard: Shard, members: Layout) -> Ints:
-    path = folder / f"{shard.name}.parquet"
-    try:
-        table = pq.read_table(path, columns=[OFFSET, LENGTH])
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the index {path} ({error}): encode the set again") from error
-    if table.num_rows != shard.samples:
-        raise UsageError(f"{path} has {table.num_rows} rows, the manifest says {shard.samples}: encode the set again")
-    lengths = table[LENGTH].to_numpy()
-    if (lengths != members.total).any():
-        raise UsageError(f"{path} lists members of other than {members.total} bytes: encode the set again")
-    offsets: Ints = table[OFFSET].to_numpy().astype(np.int64)
-    return offsets
+def layouts(contract: dict[str, Any], where: str) -> dict[str, Layout]:
+    """How a set's members lie in memory, by bucket.
 
-
-def batches(
-    latents: LatentSet, order: Order, part: Slice, start: int, ahead: tuple[int, int]
-) -> Generator[list[Batch], None, None]:
-    """From position `start` on, without end: this process's micro-batches of each global batch, in order.
-
-    `ahead` = (global batches read before they are asked for, threads that read them). Closing the generator ends
-    the threads.
+    Raises:
+        UsageError: when the contract does not give the shapes.
     """
-    depth, threads = ahead
-    with ThreadPoolExecutor(threads, thread_name_prefix="latents") as pool:
-        pending: deque[list[Future[Batch]]] = deque()
-        try:
-            while True:
-                while len(pending) <= depth:
-                    pending.append([pool.submit(_micro, latents, order, at, part.micro) for at in _starts(part, start)])
-                    start += part.total
-                yield [_waited(future) for future in pending.popleft()]
-        finally:
-            for step in pending:
-                for future in step:
-                    future.cancel()
+    try:
+        shapes = contract["buckets"] if "buckets" in contract else {"": contract["shape"]}
+        text = contract["text_length"], contract.get("text_states", 0)
+        return {bucket: layout(*shape, *text) for bucket, shape in shapes.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the contract of {where} gives no shape ({error!r}): encode the set again") from error
 
 
-def _starts(part: Slice, start: int) -> range:
-    stride = part.micro * part.size
-    return range(start + part.rank * part.micro, start + part.total, stride)
+class Buffer:
+    """Memory of a micro-batch of any bucket, pinned where there is a device to copy to."""
+
+    def __init__(self, samples: int, largest: int) -> None:
+        self._samples = samples
+        self._memory = torch.zeros(samples * largest, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._targets: dict[int, list[memoryview]] = {}
+
+    def rows(self, member: int) -> torch.Tensor:
+        """uint8 [samples, member], contiguous."""
+        return self._memory[: self._samples * member].view(self._samples, member)
+
+    def targets(self, member: int) -> list[memoryview]:
+        """The bytes of each row."""
+        if member not in self._targets:
+            self._targets[member] = [memoryview(row) for row in self.rows(member).numpy()]
+        return self._targets[member]
 
 
-def _micro(latents: LatentSet, order: Order, start: int, count: int) -> Batch:
-    moments, tokens = latents.read(*order.locate(start, count))
-    positions = torch.arange(start, start + count, dtype=torch.int64)
-    return Batch(positions=positions, moments=moments, tokens=tokens, wait_seconds=0.0)
+class LatentReader:
+    """Several sets as the sources of one stream.
+
+    Raises:
+        UsageError: when sets that share a bucket store different shapes.
+    """
+
+    def __init__(self, sets: Sequence[LatentSet]) -> None:
+        self.sets = sets
+        self.layouts: dict[str, Layout] = {}
+        for one in sets:
+            for bucket, found in one.layouts.items():
+                if self.layouts.setdefault(bucket, found) != found:
+                    raise UsageError(
+                        f"{one.location} stores {found.shape} and {found.length} tokens, {sets[0].location} "
+                        f"{self.layouts[bucket].shape} and {self.layouts[bucket].length}: they cannot share a batch"
+                    )
+
+    def hold(self, samples: int) -> Buffer:
+        """A buffer for a micro-batch of any bucket."""
+        return Buffer(samples, max(one.total for one in self.layouts.values()))
+
+    def want(self, shards: Sequence[tuple[int, int]]) -> None:
+        """(source, shard) in order of need: fetch and keep these, let go of all others."""
+        for number, one in enumerate(self.sets):
+            one.shards.keep_only([shard for source, shard in shards if source == number])
+
+    def interrupt(self) -> None:
+        """End what waits for a storage."""
+        for one in self.sets:
+            one.storage.close()
+
+    def fill(self, held: Buffer, row: int, position: int, picks: Picks) -> list[Bad]:
+        """Read and check the members of `picks` into the rows of the buffer from `row` on."""
+        total = self.layouts[picks.bucket].total
+        wanted = list(zip(picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist(), strict=True))
+        with ExitStack() as leases:
+            opened = {
+                source: leases.enter_context(self.sets[source].shards.lease({s for of, s, _ in wanted if of == source}))
+                for source in {source for source, _, _ in wanted}
+            }
+            samples = [(opened[source][shard], row) for source, shard, row in wanted]
+            descriptors = np.array([one.descriptor for one, _ in samples], np.int32)
+            offsets = np.array([one.offsets[number] for one, number in samples], np.int64)
+            rows, targets = held.rows(total).numpy()[row:], held.targets(total)[row:]
+            bad = []
+            for begin in range(0, len(samples), CACHED):
+                part = slice(begin, min(begin + CACHED, len(samples)))
+                got = preads(descriptors[part], offsets[part], rows[part]).tolist()
+                for index, read in enumerate(got, begin):
+                    one, number = samples[index]
+                    good = read == total and not one.dead[number] and digest(targets[index]) == one.checksums[number]
+                    if not good:
+                        bad.append(self._bad(index, wanted[index], one, read, total))
+        return bad
+
+    def make(self, held: Buffer, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:
+        """The batch whose samples are in the buffer."""
+        found = self.layouts[picks.bucket]
+        end = consumed.position + consumed.samples
+        return Batch(
+            raw=held.rows(found.total),
+            layout=found,
+            bucket=picks.bucket,
+            positions=torch.arange(consumed.position, end, dtype=torch.int64),
+            consumed=consumed,
+            wait_seconds=wait_seconds,
+        )
+
+    def _bad(self, index: int, sample: tuple[int, int, int], shard: Opened, got: int, total: int) -> Bad:
+        source, number, row = sample
+        return Bad(
+            index=index,
+            tar=self.sets[source].shards.name(number),
+            offset=shard.offsets[row] or None,
+            reason=_reason(shard, row, got, total),
+        )
 
 
-def _waited(future: Future[Batch]) -> Batch:
-    began = time.perf_counter()
-    batch = future.result()
-    waited = time.perf_counter() - began
-    return Batch(positions=batch.positions, moments=batch.moments, tokens=batch.tokens, wait_seconds=waited)
+def _reason(shard: Opened, row: int, got: int, total: int) -> str:
+    # why the sample cannot be used
+    if shard.damage:
+        return shard.damage
+    if shard.dead[row]:
+        return TOMBSTONE
+    if got < 0 and -got != errno.EIO:  # anything else may be over in a minute: not a property of the data
+        raise RunError(f"reading a shard failed ({os.strerror(-got)}): start again to go on from the checkpoint")
+    if got < 0:
+        return f"unreadable: {os.strerror(-got)}"
+    if got != total or shard.lengths[row] != total:
+        return f"truncated: {min(got, shard.lengths[row])} of {total} bytes"
+    return "bytes differ from the index's checksum"

@@ -1,0 +1,215 @@
+"""The open shards of a set: a descriptor and an index each, few at a time, shared by the threads of a process."""
+
+import os
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Condition, Lock
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigdiff.config.errors import UsageError
+from bigdiff.data.damage import Tombstones
+from bigdiff.data.manifest import Manifest, Shard
+from bigdiff.data.order import Ints
+from bigdiff.data.storage import Absent, Corrupt, Storage
+
+SPARE_FILES = 256  # descriptors left to the rest of the process: sockets, logs, libraries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A shard that is ready to be read, or why it is not. The views give Python integers, cheaper than numpy's."""
+
+    descriptor: int
+    offsets: memoryview  # int64 [rows]
+    lengths: memoryview  # int64 [rows]
+    checksums: memoryview  # uint64 [rows]
+    dead: bytes  # [rows], 1 where it was taken down
+    damage: str = ""  # of the shard as a whole: then there is no descriptor
+    texts: Mapping[str, pa.Array] = field(default_factory=dict)  # Columns.texts, [rows] each
+
+
+@dataclass(kw_only=True, slots=True)
+class _Slot:
+    opened: Opened
+    readers: int = 0
+    unwanted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Where a set's index keeps a member's place and checksum."""
+
+    member: str  # the prefix, as "safetensors" or "jpg"
+    texts: tuple[str, ...] = ()  # columns that batches show as they are, as "key" and "caption"
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Offset, length and checksum."""
+        return f"{self.member}_offset", f"{self.member}_length", f"{self.member}_xxh3"
+
+
+@dataclass(kw_only=True)
+class Shards:
+    """Open shards of one set, by number; any thread may lease some. `keep_only` closes what is no longer needed."""
+
+    storage: Storage
+    manifest: Manifest
+    columns: Columns
+    tombstones: Tombstones
+    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _opening: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
+    _changed: Condition = field(init=False)
+    _closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._changed = Condition(self._lock)
+
+    def name(self, shard: int) -> str:
+        """Where the shard's tar is, for messages."""
+        return f"{self.storage.location}/{self.manifest.shards[shard].name}.tar"
+
+    @contextmanager
+    def lease(self, shards: Iterable[int]) -> Iterator[dict[int, Opened]]:
+        """The shards by number, open until the block ends; waits for those that are on their way."""
+        held: dict[int, _Slot] = {}
+        try:
+            for shard in shards:
+                held[shard] = self._acquire(shard)
+            yield {shard: slot.opened for shard, slot in held.items()}
+        finally:
+            with self._lock:
+                for shard, slot in held.items():
+                    slot.readers -= 1
+                    if slot.unwanted and not slot.readers:
+                        self._drop(shard, slot)
+
+    def keep_only(self, wanted: Sequence[int]) -> None:
+        """Close all other shards, those being read when their reading ends, and ask the storage for these."""
+        keep = set(wanted)
+        allow_files(len(keep))
+        with self._lock:
+            for shard, slot in list(self._slots.items()):
+                slot.unwanted = shard not in keep
+                if slot.unwanted and not slot.readers:
+                    self._drop(shard, slot)
+            missing = [self.manifest.shards[shard] for shard in wanted if shard not in self._slots]
+        self.storage.want(missing)
+
+    def close(self) -> None:
+        """Close everything; no reading may be under way."""
+        with self._lock:
+            self._closed = True
+            for shard, slot in list(self._slots.items()):
+                self._drop(shard, slot)
+
+    def _drop(self, shard: int, slot: _Slot) -> None:
+        if slot.opened.descriptor >= 0:
+            os.close(slot.opened.descriptor)
+        if self._slots.get(shard) is slot:
+            del self._slots[shard]
+
+    def _acquire(self, shard: int) -> _Slot:
+        with self._changed:
+            while shard in self._opening:
+                self._changed.wait()
+            if shard in self._slots:
+                slot = self._slots[shard]
+                slot.readers += 1
+                return slot
+            self._opening.add(shard)
+        try:
+            opened = self._open(self.manifest.shards[shard])
+        except BaseException:
+            with self._changed:
+                self._opening.discard(shard)
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            slot = _Slot(opened=opened, readers=1)
+            self._slots[shard] = slot
+            self._opening.discard(shard)
+            self._changed.notify_all()
+            return slot
+
+    def _open(self, shard: Shard) -> Opened:
+        try:
+            index = self._index(shard)
+            offset, length, checksum = (index[name].to_numpy() for name in self.columns.names)
+            views = [
+                _view(array, kind) for array, kind in ((offset, np.int64), (length, np.int64), (checksum, np.uint64))
+            ]
+            dead = self.tombstones.rows(index).tobytes()
+            return Opened(
+                descriptor=self.storage.open(shard),
+                offsets=views[0],
+                lengths=views[1],
+                checksums=views[2],
+                dead=dead,
+                texts={name: index[name].combine_chunks() for name in self.columns.texts},
+            )
+        except (Absent, Corrupt) as error:
+            return broken(shard.samples, f"{type(error).__name__.lower()}: {error}")
+
+    def _index(self, shard: Shard) -> pa.Table:
+        name = shard.name + self.manifest.index
+        content = self.storage.read(name)
+        places = [*self.columns.names, *self.columns.texts]
+        try:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            known = file.schema_arrow.names
+            named = ("key", "url", "sha256") if self.tombstones.entries else ()
+            asked = [column for column in named if column in known]
+            missing = [column for column in places if column not in known]
+            table = None if missing else file.read(columns=list(dict.fromkeys([*places, *asked])))
+        except (pa.ArrowException, OSError) as error:
+            raise Corrupt(f"its index {name} is not readable ({error})") from error
+        if table is None:
+            raise UsageError(
+                f"{self.storage.location}/{name} has no column {missing[0]!r}: the set was made by an older version or "
+                f"holds other members; make it again, or index it with python -m bigdiff.data.index"
+            )
+        if table.num_rows != shard.samples:
+            raise Corrupt(f"its index {name} has {table.num_rows} rows, the manifest says {shard.samples}")
+        return table
+
+
+def broken(rows: int, damage: str) -> Opened:
+    """A shard of which no sample can be read."""
+    none = _view(np.zeros(rows, np.int64), np.int64)
+    return Opened(
+        descriptor=-1,
+        offsets=none,
+        lengths=none,
+        checksums=_view(np.zeros(rows, np.uint64), np.uint64),
+        dead=bytes(rows),
+        damage=damage,
+    )
+
+
+def allow_files(count: int) -> None:
+    """Raise this process's limit of open files as far as `count` shards need it.
+
+    Raises:
+        UsageError: when the system's hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UsageError(
+            f"the windows of this process hold {count} shards open and the system allows {hard} files: "
+            f"lower data.window or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _view(array: Ints | npt.NDArray[np.uint64], kind: type[np.int64] | type[np.uint64]) -> memoryview:
+    return np.ascontiguousarray(array, kind).data

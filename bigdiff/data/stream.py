@@ -1,0 +1,257 @@
+"""From a course to this process's batches: threads read ahead into a ring of buffers, damaged samples are replaced.
+
+The generator knows no format: a Reader puts the members of some samples into a buffer (bigdiff.data.latents,
+bigdiff.data.images). No worker process is started, and nothing is pickled.
+"""
+
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import xxhash
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.data.course import Course, Picks
+from bigdiff.data.damage import ATTEMPTS, Consumed, Quarantine, Substitution
+from bigdiff.data.order import Ints
+
+ASK_EVERY = 16  # steps between two wish lists for the storage; each reaches a whole window ahead
+PIECE = 8  # samples that a thread takes at once, at least
+
+Held = TypeVar("Held")
+Made = TypeVar("Made", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """The part of each global batch that one process reads: `total` / `size` consecutive samples, `micro` at a time."""
+
+    total: int  # samples of a global batch
+    micro: int
+    rank: int
+    size: int
+
+    @property
+    def begin(self) -> int:
+        """Offset of this process's first sample in each global batch."""
+        return self.rank * (self.total // self.size)
+
+    @property
+    def end(self) -> int:
+        """Offset behind its last one."""
+        return self.begin + self.total // self.size
+
+    @property
+    def starts(self) -> range:
+        """Offset of each of its micro-batches."""
+        return range(self.begin, self.end, self.micro)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ahead:
+    """How far and how parallel the reading is."""
+
+    steps: int = 2  # global batches read before they are asked for
+    threads: int = 2
+    windows: int = 1  # windows behind the present one whose shards a remote storage fetches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bad:
+    """A sample that could not be used: its index in the request, its tar, where in it, and why."""
+
+    index: int
+    tar: str
+    offset: int | None
+    reason: str
+
+
+class Reader(Protocol[Held, Made]):
+    """Puts samples into buffers; `fill` is called from several threads, for different rows of a buffer."""
+
+    def hold(self, samples: int) -> Held:
+        """A buffer for a micro-batch of any bucket, to be used again and again."""
+
+    def want(self, shards: Sequence[tuple[int, int]]) -> None:
+        """(source, shard) in order of need: fetch and keep these, let go of all others."""
+
+    def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
+        """Put the picked samples into rows `row`, ... of the buffer; they stand at run positions `position`, ..."""
+
+    def make(self, held: Held, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
+        """The batch whose samples are in the buffer."""
+
+    def interrupt(self) -> None:
+        """Make calls of `fill` that wait for a storage end with an error, soon; the reader is of no use then."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    picks: Picks  # as really read
+    substituted: tuple[Substitution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Micro(Generic[Held]):
+    held: Held
+    position: int
+    pieces: list[Future[_Piece]]
+
+
+def batches(
+    reader: Reader[Held, Made], course: Course, part: Slice, start: int, ahead: Ahead, quarantine: Quarantine
+) -> Generator[list[Made], None, None]:
+    """From position `start` on, to the end of the course if it has one: this process's micro-batches of each step.
+
+    A batch's tensors lie in a buffer that is filled again when the next one is asked for: copy what must last.
+    Closing the generator ends its threads.
+
+    Raises:
+        UsageError: when `start` is no multiple of the global batch, or that does not divide over the processes.
+        RunError: when a storage cannot be reached, or no substitute of a damaged sample is good.
+    """
+    if start % part.total or part.total % (part.size * part.micro):
+        raise UsageError(
+            f"position {start} and {part.size} processes x {part.micro} samples do not divide a global batch of "
+            f"{part.total}: the batch size cannot change within a run"
+        )
+    rings = [[reader.hold(part.micro) for _ in part.starts] for _ in range(ahead.steps + 1)]
+    pending: deque[list[_Micro[Held]]] = deque()
+    first = step = asked = start // part.total
+    with ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool:
+        work = _Work(reader, course, part, ahead, quarantine, pool)
+        try:
+            while True:
+                while rings and (course.steps is None or step < course.steps):
+                    if step >= asked:
+                        reader.want(course.ahead(max(step - ahead.steps, first), part.begin, part.end, ahead.windows))
+                        asked = step + ASK_EVERY
+                    pending.append(work.submit(step, rings.pop()))
+                    step += 1
+                if not pending:
+                    return
+                micros = pending.popleft()
+                yield [work.finish(micro) for micro in micros]
+                rings.append([micro.held for micro in micros])
+        finally:
+            _end(reader, [piece for micros in pending for micro in micros for piece in micro.pieces])
+
+
+def _end(reader: Reader[Held, Made], pieces: Sequence[Future[_Piece]]) -> None:
+    for piece in pieces:
+        piece.cancel()
+    _, running = wait([piece for piece in pieces if not piece.cancelled()], timeout=1.0)
+    if running:  # it waits for a remote shard, perhaps for minutes
+        reader.interrupt()
+
+
+@dataclass(frozen=True, slots=True)
+class _Work(Generic[Held, Made]):
+    reader: Reader[Held, Made]
+    course: Course
+    part: Slice
+    ahead: Ahead
+    quarantine: Quarantine
+    pool: ThreadPoolExecutor
+
+    def submit(self, step: int, ring: Sequence[Held]) -> list[_Micro[Held]]:
+        part = self.part
+        picks = self.course.locate(step, part.begin, part.end)
+        size = max(PIECE, -(-part.micro // self.ahead.threads))
+        return [
+            _Micro(
+                held,
+                step * part.total + start,
+                [
+                    self.pool.submit(
+                        self.read,
+                        held,
+                        row,
+                        step * part.total + start + row,
+                        _cut(picks, start - part.begin + row, min(size, part.micro - row)),
+                    )
+                    for row in range(0, part.micro, size)
+                ],
+            )
+            for start, held in zip(part.starts, ring, strict=True)
+        ]
+
+    def read(self, held: Held, row: int, position: int, picks: Picks) -> _Piece:
+        """Fill a piece of a buffer; what is bad is replaced."""
+        bad = self.reader.fill(held, row, position, picks)
+        if not bad:
+            return _Piece(picks, ())
+        sources, shards, rows = picks.sources.copy(), picks.shards.copy(), picks.rows.copy()
+        substituted = []
+        for one in bad:
+            at = one.index
+            lost = Substitution(
+                position=position + at,
+                source=int(sources[at]),
+                shard=int(shards[at]),
+                row=int(rows[at]),
+                reason=one.reason,
+            )
+            self.quarantine.report(one.tar, lost.row, one.offset, one.reason)
+            (sources[at], shards[at], rows[at]), worse = self.replace(held, row + at, lost, picks.bucket)
+            substituted += [lost, *worse]
+        return _Piece(Picks(bucket=picks.bucket, sources=sources, shards=shards, rows=rows), tuple(substituted))
+
+    def replace(
+        self, held: Held, row: int, lost: Substitution, bucket: str
+    ) -> tuple[tuple[int, int, int], list[Substitution]]:
+        """Put the first good substitute into `row` of the buffer: its place, and those before it that were bad, too."""
+        worse: list[Substitution] = []
+        for attempt in range(1, ATTEMPTS + 1):
+            found = self.course.substitute(lost.position, attempt)
+            source, shard, number = (np.array([value], np.int64) for value in found)
+            single = Picks(bucket=bucket, sources=source, shards=shard, rows=number)
+            bad = self.reader.fill(held, row, lost.position, single)
+            if not bad:
+                return found, worse
+            worse.append(
+                Substitution(
+                    position=lost.position, source=found[0], shard=found[1], row=found[2], reason=bad[0].reason
+                )
+            )
+        raise RunError(
+            f"position {lost.position}: sample {lost.row} of shard {lost.shard} is bad ({lost.reason}) and so are "
+            f"{ATTEMPTS} others that could take its place: the set is damaged or taken down as a whole; rebuild it"
+        )
+
+    def finish(self, micro: _Micro[Held]) -> Made:
+        """The batch, once all its pieces are read."""
+        began = time.perf_counter()
+        pieces = [piece.result() for piece in micro.pieces]
+        waited = time.perf_counter() - began
+        picks = pieces[0].picks if len(pieces) == 1 else _joined([piece.picks for piece in pieces])
+        consumed = Consumed(
+            position=micro.position,
+            samples=len(picks.rows),
+            digest=digest(picks.sources, picks.shards, picks.rows),
+            substituted=tuple(lost for piece in pieces for lost in piece.substituted),
+        )
+        return self.reader.make(micro.held, picks, consumed, waited)
+
+
+def digest(sources: Ints, shards: Ints, rows: Ints) -> int:
+    """What `Consumed.digest` is of these samples."""
+    return xxhash.xxh3_64_intdigest(np.stack((sources, shards, rows)).astype("<i8", copy=False).tobytes())
+
+
+def _cut(picks: Picks, begin: int, count: int) -> Picks:
+    part = slice(begin, begin + count)
+    return Picks(bucket=picks.bucket, sources=picks.sources[part], shards=picks.shards[part], rows=picks.rows[part])
+
+
+def _joined(parts: Sequence[Picks]) -> Picks:
+    return Picks(
+        bucket=parts[0].bucket,
+        sources=np.concatenate([part.sources for part in parts]),
+        shards=np.concatenate([part.shards for part in parts]),
+        rows=np.concatenate([part.rows for part in parts]),
+    )

@@ -1,0 +1,92 @@
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bigdiff.config.errors import UsageError
+from bigdiff.data.latents import LatentSet
+from bigdiff.data.shards import SPARE_FILES, Shards, allow_files
+
+SIZES = (5, 3, 7, 2)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, latent_set: Callable[..., Path]) -> Iterator[Shards]:
+    with LatentSet(str(latent_set(tmp_path / "a", SIZES))) as opened:
+        yield opened.shards
+
+
+def is_open(descriptor: int) -> bool:
+    return Path(f"/proc/self/fd/{descriptor}").exists()
+
+
+def test_a_shard_is_opened_once_and_stays_until_it_is_unwanted(shards: Shards) -> None:
+    with shards.lease({0, 2}) as first, shards.lease({2}) as second:
+        assert first[2] is second[2]
+        assert len(first[2].offsets) == SIZES[2]
+        descriptor = first[2].descriptor
+    assert is_open(descriptor)
+    shards.keep_only([0, 1])
+    assert not is_open(descriptor)
+    with shards.lease({0}) as third:
+        assert third[0] is first[0]
+
+
+def test_an_unwanted_shard_closes_when_its_reading_ends(shards: Shards) -> None:
+    with shards.lease({3}) as held:
+        shards.keep_only([])
+        assert is_open(held[3].descriptor)
+        assert os.pread(held[3].descriptor, 5, 0) == b"3000."
+    assert not is_open(held[3].descriptor)
+
+
+def test_a_shard_that_is_wanted_again_while_read_stays(shards: Shards) -> None:
+    with shards.lease({3}) as held:
+        shards.keep_only([])
+        shards.keep_only([3])
+    assert is_open(held[3].descriptor)
+
+
+def test_many_threads_share_what_is_open(shards: Shards) -> None:
+    seen, start = [], threading.Barrier(8)
+
+    def read() -> None:
+        start.wait()
+        for _ in range(50):
+            with shards.lease({0, 1, 2, 3}) as held:
+                seen.append(tuple(held[shard].descriptor for shard in range(4)))
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 400 and len(set(seen)) == 1
+
+
+def test_a_broken_shard_says_why_and_is_not_tried_again(shards: Shards) -> None:
+    tar = Path(shards.name(1))
+    content = tar.read_bytes()
+    tar.unlink()
+    with shards.lease({1}) as held:
+        assert held[1].descriptor == -1 and held[1].damage
+        assert len(held[1].offsets) == SIZES[1]
+    tar.write_bytes(content)
+    with shards.lease({1}) as again:
+        assert again[1] is held[1]
+
+
+def test_the_limit_of_open_files_is_raised_or_named() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        allow_files(200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200 + SPARE_FILES
+        if hard != resource.RLIM_INFINITY:
+            with pytest.raises(UsageError, match=r"data\.window"):
+                allow_files(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
