@@ -247,7 +247,7 @@ def save_checkpoint(folder: Path, denoiser: "Denoiser", step: int) -> None:
         partition=Partition(layout=tuple(places), total=len(flat), start=0, master=flat),
         tensors={"exp_avg": flat * 0, "exp_avg_sq": flat * 0, store.EMA: flat * 0.5},
         state=TrainState(step=step, samples_seen=8 * step),
-        identity=Identity(seed=0, manifest="ab" * 32, total=8, window=2),
+        identity=Identity(seed=0, manifest="ab" * 32, total=8, order="o"),
         about={"stage": "toy"},
     )
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

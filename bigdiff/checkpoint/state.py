@@ -20,17 +20,17 @@ class Identity:
     """What must be equal for a resume to continue the same run."""
 
     seed: int
-    manifest: str  # sha256 of the latent set's manifest.json
+    manifest: str  # of the latent sets: sha256 over those of their manifests
     total: int  # samples of a global batch
-    window: int  # of the data order
+    order: str  # fingerprint of the data order
 
     def differences(self, saved: "Identity") -> list[str]:
         """Sentences for what differs from a saved run."""
         names = {
             "seed": "seed",
-            "manifest": "the latent set (sha256 of its manifest)",
+            "manifest": "the latent data (sha256 over the manifests)",
             "total": "batch.total",
-            "window": "data.window",
+            "order": "the data order (data.window, data.canonical_nodes or the sources' shares)",
         }
         return [
             f"{label} is {getattr(self, key)!r}, the checkpoint was made with {getattr(saved, key)!r}"

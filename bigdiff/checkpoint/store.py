@@ -39,6 +39,7 @@ class Saved:
     state: TrainState
     identity: Identity
     tensors: dict[str, torch.Tensor]  # master, exp_avg, exp_avg_sq, ema: as long as the rank's partition
+    about: dict[str, str]  # as it was given to `save`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +133,7 @@ def load(run: Path, world: World, partition: Partition, warn: Callable[[str], No
             state=TrainState(**index["state"]),
             identity=Identity(**index["identity"]),
             tensors=read_range(folder, index, partition.start, end),
+            about=index["about"],
         )
     if folders:
         raise RunError(f"no checkpoint in {layout.checkpoints(run)} is undamaged: delete the folder to start afresh")

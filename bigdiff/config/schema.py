@@ -11,13 +11,32 @@ from bigdiff.config.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """The latent shard set of a stage and how its order is drawn."""
+class Source:
+    """One of several latent sets of a stage and its share of the run."""
 
-    latents: str  # folder with manifest.json of kind "latents"
-    window: int = 64  # shards whose samples are shuffled together
-    read_ahead: int = 4  # batches read before they are asked for
+    latents: str  # as Data.latents
+    proportion: float = 0.0  # share of the run's samples; 0: by size x upsample, of what proportions leave
+    upsample: float = 1.0  # factor on its natural share
+    repeat: float = 0.0  # passes after which it gives nothing more and the others take its share; 0: no limit
+    until: int = 0  # position in the run from which on it gives nothing; 0: no limit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The latent shard sets of a stage and how their order is drawn."""
+
+    latents: str = ""  # folder, http(s):// or s3:// address of a set with manifest.json of kind "latents"
+    # or several sets and their shares; a list, because OmegaConf does not check the items of a tuple
+    sources: list[Source] = field(default_factory=list)
+    window: int = 64  # shards of a lane whose samples are shuffled together
+    canonical_nodes: int = 1  # lanes of the order: up to this many nodes read (nearly) disjoint shards
+    read_ahead: int = 2  # global batches read before they are asked for
     read_threads: int = 2  # threads of preadv per process
+    cache: str = ""  # folder on each node's own disk for the shards of remote sets
+    cache_gb: float = 0.0  # its bound; two windows of the node's lanes must fit
+    tombstones: str = ""  # text file of keys, URLs or sha256 that must not be trained on, one a line
+    damage_budget: float = 0.01  # share of damaged samples that are substituted before the run ends
+    audit: bool = False  # log what each step consumed; `python -m bigdiff.data.audit RUN` reads it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +256,9 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
         "batch.total": stage.batch.total,
         "batch.micro": stage.batch.micro,
         "data.window": stage.data.window,
+        "data.canonical_nodes": stage.data.canonical_nodes,
+        "data.read_ahead": stage.data.read_ahead,
+        "data.read_threads": stage.data.read_threads,
         "checkpoint.every": stage.checkpoint.every,
         "checkpoint.keep": stage.checkpoint.keep,
         "log.every": stage.log.every,
@@ -244,6 +266,7 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
     decays = optim.schedule != "constant"
     return [
         *[(value <= 0, f"{key}={value} must be positive") for key, value in positive.items()],
+        *_data_rules(stage),
         (not 0 <= stage.text_dropout < 1, f"text_dropout={stage.text_dropout} must lie in [0, 1)"),
         (
             stage.resolution % (stage.model.vae.factor * 2 ** (len(unet.block_out_channels) - 1)) != 0,
@@ -267,4 +290,26 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
             "preview.prompts have no effect with preview.every=0",
         ),
         (stage.init_from == stage.name, f"init_from={stage.init_from} is the stage itself"),
+    ]
+
+
+def sources(data: Data) -> list[Source]:
+    """The sets of a stage, one or several."""
+    return data.sources or [Source(latents=data.latents)]
+
+
+def _data_rules(stage: Stage) -> list[tuple[bool, str]]:
+    data = stage.data
+    remote = [one.latents for one in sources(data) if "://" in one.latents]
+    return [
+        (bool(data.latents) == bool(data.sources), "set either data.latents or data.sources"),
+        (
+            stage.batch.total % max(data.canonical_nodes, 1) != 0,
+            f"data.canonical_nodes={data.canonical_nodes} does not divide batch.total={stage.batch.total}: "
+            f"take a divisor, 1 on a single machine",
+        ),
+        (not 0 <= data.damage_budget < 1, f"data.damage_budget={data.damage_budget} must lie in [0, 1)"),
+        (bool(remote) and not data.cache, f"{(remote or [''])[0]} is remote: data.cache must name a folder for it"),
+        (bool(data.cache) and not remote, "data.cache has no effect without a remote set"),
+        ((data.cache_gb > 0) != bool(data.cache), "data.cache and data.cache_gb go together"),
     ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigdiff.config.schema import Cluster, Stage, accumulation
+from bigdiff.config.schema import Cluster, Stage, accumulation, sources
 from bigdiff.data import manifest
 
 
@@ -26,9 +26,9 @@ def length(stage: Stage) -> Length:
     Raises:
         UsageError: for a latent set that is there but cannot be read.
     """
-    folder = Path(stage.data.latents)
-    there = (folder / manifest.NAME).is_file()
-    per_epoch = manifest.read(folder, "latents").samples if there else 0
+    folders = [Path(source.latents) for source in sources(stage.data)]
+    there = all((folder / manifest.NAME).is_file() for folder in folders)
+    per_epoch = sum(manifest.read(folder, "latents").samples for folder in folders) if there else 0
     return Length(samples=stage.steps * stage.batch.total, per_epoch=per_epoch)
 
 
@@ -43,7 +43,7 @@ def summary(stage: Stage, cluster: Cluster, parameters: int) -> str:
     epochs = (
         f"{seen.epochs:.2f} of {seen.per_epoch:,} samples"
         if seen.per_epoch
-        else f"unknown: {stage.data.latents} is not there yet"
+        else f"unknown: {', '.join(source.latents for source in sources(stage.data))} is not there yet"
     )
     rows = {
         "parameters": f"{parameters:,} (UNet)",

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from bigdiff.config.load import dump
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.data import manifest
 from bigdiff.data.contract import LatentContract
-from bigdiff.data.latents import LatentSet, Slice, batches
-from bigdiff.data.order import Order
+from bigdiff.data.damage import Quarantine
+from bigdiff.data.latents import LatentSet
+from bigdiff.data.ledger import Place
 from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.evaluate.preview import Previewer
@@ -32,8 +33,9 @@ from bigdiff.runtime.files import write_bytes, write_json
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
 from bigdiff.runtime.world import World, enter, leave
+from bigdiff.train import data as stream
 from bigdiff.train import loop
-from bigdiff.train.run import Outcome, Run
+from bigdiff.train.run import START, Outcome, Run
 
 
 def train_stage(stage: Stage) -> Outcome:
@@ -59,56 +61,57 @@ def building(stage: Stage, world: World, stop: Stop) -> Iterator[Run]:
     vae = components.load_vae(stage.model.vae.source)
     tokenizer = components.load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length)
     text_encoder = components.load_text_encoder(stage.model.text.encoder)
-    with LatentSet(Path(stage.data.latents)) as latents:
+    with stream.opened(stage.data) as sets, ExitStack() as closing:
         needed = needed_contract(stage, vae, tokenizer)
-        refuse_other_latents(latents, needed)
+        for latents in sets:
+            refuse_other_latents(latents, needed)
+        course = stream.course(stage, sets)
         denoiser = build_denoiser(stage, text_encoder, say)
         engine = Engine(denoiser, denoiser.trained(), stage, world)
-        identity = Identity(
-            seed=stage.seed,
-            manifest=manifest.fingerprint(latents.folder),
-            total=stage.batch.total,
-            window=stage.data.window,
-        )
+        identity = stream.identity(stage, sets, course)
         ema = Ema([engine.partition.master], stage.ema.decay)
-        state = resume(folder, world, engine, ema, identity)
+        start = stream.start_name(stage, world)
+        state, parent = resume(folder, world, engine, ema, identity)
         if world.first:
-            describe(folder, stage, latents)
-        order = Order(sizes=latents.manifest.sizes, seed=stage.seed, window=stage.data.window)
-        part = Slice(total=stage.batch.total, micro=stage.batch.micro, rank=world.rank, size=world.size)
-        ahead = (stage.data.read_ahead, stage.data.read_threads)
-        stream = batches(latents, order, part, state.samples_seen, ahead)
+            describe(folder, stage, sets)
+        quarantine = Quarantine()
+        place = Place(start=start, parent=parent, step=state.step, rank=world.rank, size=world.size)
+        ledger = stream.ledger(stage, sets, course, place)
+        batches = stream.stream(stage, world, sets, course, state.samples_seen, quarantine)
         writer = (
             Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen) if world.first else None
         )
+        for opened in (writer, ledger, batches):  # closed in the reverse order
+            if opened is not None:
+                closing.callback(opened.close)
         say(
-            f"{stage.name}: {engine.partition.total:,} trained parameters, {latents.manifest.samples:,} samples, "
+            f"{stage.name}: {engine.partition.total:,} trained parameters, "
+            f"{sum(one.manifest.samples for one in sets):,} samples, "
             f"{world.size} processes on {world.device.type}, {'bf16 over fp32' if engine.half else 'fp32'}, "
             f"from step {state.step}"
         )
-        try:
-            yield Run(
-                stage=stage,
-                folder=folder,
-                world=world,
-                batches=stream,
-                objective=objective.build(stage.diffusion, stage.seed, world.device),
-                engine=engine,
-                ema=ema,
-                scaling_factor=float(vae.config["scaling_factor"]),
-                empty_tokens=torch.tensor(needed["empty_tokens"], device=world.device),
-                state=state,
-                identity=identity,
-                meters=Meters(stage.diffusion.train_timesteps, world),
-                writer=writer,
-                preview=Previewer(stage, vae, text_encoder, tokenizer) if stage.preview.every else None,
-                stop=stop,
-                say=say,
-            )
-        finally:
-            stream.close()
-            if writer is not None:
-                writer.close()
+        yield Run(
+            stage=stage,
+            folder=folder,
+            world=world,
+            batches=batches,
+            quarantine=quarantine,
+            ledger=ledger,
+            start=start,
+            objective=objective.build(stage.diffusion, stage.seed, world.device),
+            engine=engine,
+            ema=ema,
+            scaling_factor=float(vae.config["scaling_factor"]),
+            empty_tokens=torch.tensor(needed["empty_tokens"], device=world.device),
+            state=state,
+            began=state.samples_seen,
+            identity=identity,
+            meters=Meters(stage.diffusion.train_timesteps, world),
+            writer=writer,
+            preview=Previewer(stage, vae, text_encoder, tokenizer) if stage.preview.every else None,
+            stop=stop,
+            say=say,
+        )
 
 
 def speaker(world: World) -> Callable[[str], None]:
@@ -142,7 +145,7 @@ def refuse_other_latents(latents: LatentSet, needed: dict[str, Any]) -> None:
     wrong = manifest.differences(latents.manifest.contract, needed)
     if wrong:
         raise UsageError(
-            f"{latents.folder} does not fit the stage: {'; '.join(wrong)}. "
+            f"{latents.location} does not fit the stage: {'; '.join(wrong)}. "
             f"Encode it again with data_prep/encode_latents.py"
         )
 
@@ -195,15 +198,17 @@ def warn(line: str) -> None:
     sys.stderr.write(f"warning: {line}\n")
 
 
-def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Identity) -> TrainState:
+def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Identity) -> tuple[TrainState, str]:
     """Weights, optimizer and EMA from the newest good checkpoint of this run, if it has one.
+
+    Returns where the run stands and the name of the start that wrote the checkpoint ("": unknown or none).
 
     Raises:
         UsageError: when the checkpoint belongs to another data order, so that a resume would not continue it.
     """
     saved = store.load(folder, world, engine.partition, warn)
     if saved is None:
-        return TrainState(step=0, samples_seen=0)
+        return TrainState(step=0, samples_seen=0), ""
     changed = identity.differences(saved.identity)
     if changed:
         raise UsageError(
@@ -212,11 +217,12 @@ def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Ident
     moments = {name: saved.tensors[name] for name in ("exp_avg", "exp_avg_sq")}
     engine.restore(saved.tensors[store.MASTER], moments, saved.state.step)
     ema.shadow[0].copy_(saved.tensors[store.EMA])
-    return saved.state
+    return saved.state, saved.about.get(START, "")
 
 
-def describe(folder: Path, stage: Stage, latents: LatentSet) -> None:
-    """Write what explains the run to a reader: resolved config, versions and commit, the data's manifest hash."""
+def describe(folder: Path, stage: Stage, sets: list[LatentSet]) -> None:
+    """Write what explains the run to a reader: resolved config, versions and commit, the data's manifest hashes."""
     write_bytes(folder / layout.CONFIG, dump(stage).encode())
-    about = {"versions": versions(), "commit": commit(), "latents": manifest.fingerprint(latents.folder)}
+    hashes = {one.location: one.fingerprint for one in sets}
+    about = {"versions": versions(), "commit": commit(), "latents": hashes}
     write_json(folder / "versions.json", about)

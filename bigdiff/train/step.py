@@ -13,9 +13,9 @@ def optimizer_step(run: Run, micro_batches: list[Batch]) -> float:
     """Forward and backward over this process's micro-batches, then the step; returns the learning rate used."""
     rate = 0.0
     for batch in micro_batches:
-        positions = batch.positions.to(run.world.device, non_blocking=True)
-        latents = draw_latents(run, batch, positions)
-        tokens = drop_captions(run, batch.tokens.to(run.world.device, non_blocking=True), positions)
+        positions = batch.positions
+        latents = draw_latents(run, batch)
+        tokens = drop_captions(run, batch.tokens, positions)
         noised = run.objective.noised(latents, positions)
         prediction = run.engine(noised.noisy, noised.timesteps, tokens)
         losses = per_sample_loss(prediction, noised.target)
@@ -25,11 +25,11 @@ def optimizer_step(run: Run, micro_batches: list[Batch]) -> float:
     return rate
 
 
-def draw_latents(run: Run, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+def draw_latents(run: Run, batch: Batch) -> torch.Tensor:
     """A posterior sample, anew at each visit as the original code draws it, scaled; fp32 [B, C, h, w]."""
-    moments = batch.moments.to(run.world.device, torch.float32, non_blocking=True)
+    moments = batch.moments.float()
     channels, height, width = moments.shape[1] // 2, moments.shape[2], moments.shape[3]
-    noise = normal(run.stage.seed, "posterior", positions, (channels, height, width))
+    noise = normal(run.stage.seed, "posterior", batch.positions, (channels, height, width))
     latents = posterior_sample(moments, noise, run.scaling_factor)
     if run.stage.engine.channels_last:
         latents = latents.contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import pytest
 
 from bigdiff.checkpoint.state import Identity, TrainState
 
-IDENTITY = Identity(seed=1, manifest="abc", total=64, window=8)
+IDENTITY = Identity(seed=1, manifest="abc", total=64, order="o")
 
 
 def test_a_step_moves_both_clocks() -> None:
@@ -19,9 +19,9 @@ def test_the_same_run_has_no_differences() -> None:
     ("change", "word"),
     [
         ({"seed": 2}, "seed"),
-        ({"manifest": "x"}, "latent set"),
+        ({"manifest": "x"}, "latent data"),
         ({"total": 32}, "batch.total"),
-        ({"window": 4}, "window"),
+        ({"order": "p"}, "data order"),
     ],
 )
 def test_what_differs_is_named_with_both_values(change: dict[str, object], word: str) -> None:

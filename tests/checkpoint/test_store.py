@@ -28,7 +28,7 @@ told = []
 if what == "save":
     tensors = {"exp_avg": mine * 2, "exp_avg_sq": mine * 3, "ema": mine * 4}
     content = store.Content(partition=partition, tensors=tensors, state=TrainState(step=step, samples_seen=10 * step),
-                            identity=Identity(seed=1, manifest="m", total=4, window=2), about={"stage": "toy"})
+                            identity=Identity(seed=1, manifest="m", total=4, order="o"), about={"stage": "toy"})
     store.save(run, w, content, keep=2)
 else:
     got = store.load(run, w, partition, told.append)

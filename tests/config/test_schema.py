@@ -41,6 +41,13 @@ def test_a_good_stage_passes_unchanged() -> None:
         ("preview.every=10", "preview.prompts is empty"),
         ("preview.prompts=[a]", "no effect with preview.every=0"),
         ("init_from=512px", "is the stage itself"),
+        ("data.latents=", "set either data.latents or data.sources"),
+        ("data.sources=[{latents: x}]", "set either data.latents or data.sources"),
+        ("data.canonical_nodes=3", "data.canonical_nodes=3 does not divide batch.total=2048"),
+        ("data.damage_budget=1.0", "must lie in [0, 1)"),
+        ("data.latents=s3://bucket/set", "s3://bucket/set is remote: data.cache must name a folder"),
+        ("data.cache=/scratch", "data.cache has no effect without a remote set"),
+        ("data.cache_gb=5", "data.cache and data.cache_gb go together"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_by_name(argument: str, sentence: str) -> None:
@@ -52,7 +59,8 @@ def test_values_that_do_not_fit_are_refused_by_name(argument: str, sentence: str
 def test_values_that_belong_together_pass_together() -> None:
     assert load_stage("512px", ["optim.schedule=cosine", "optim.decay_start=0.5"]).optim.decay_start == 0.5
     assert (
-        check(replace(STAGE, preview=Preview(every=10, prompts=("a",)), batch=Batch(total=6, micro=3))).batch.total == 6
+        check(replace(STAGE, preview=Preview(every=10, prompts=("a",)), batch=Batch(total=128, micro=64))).batch.total
+        == 128
     )
 
 

@@ -63,7 +63,7 @@ def plain_torch(stage: Stage) -> tuple[list[float], dict[str, torch.Tensor], dic
     shards = [
         [safetensors.torch.load(s["safetensors"]) for s in wds.WebDataset([tar], shardshuffle=False)] for tar in tars
     ]
-    order = Order(sizes=tuple(len(shard) for shard in shards), seed=stage.seed, window=stage.data.window)
+    order = Order(sizes=np.array([len(shard) for shard in shards]), seed=stage.seed, window=stage.data.window)
     torch.manual_seed(stage.seed)
     unet = components.build_unet(stage.model.unet, stage.latent_size)
     text = CLIPTextModel.from_pretrained(stage.model.text.encoder).eval()

@@ -16,7 +16,7 @@ def test_the_set_of_the_stage_is_accepted_and_others_are_refused_line_by_line(to
     stage = load_stage(str(toy / "stage.yaml"))
     vae = components.load_vae(stage.model.vae.source)
     tokenizer = components.load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length)
-    with LatentSet(Path(stage.data.latents)) as latents:
+    with LatentSet(stage.data.latents) as latents:
         needed = setup.needed_contract(stage, vae, tokenizer)
         setup.refuse_other_latents(latents, needed)
         with torch.no_grad():
@@ -65,9 +65,9 @@ def test_handing_over_from_nowhere_is_said(toy: Path, tmp_path: Path) -> None:
 
 def test_the_run_folder_explains_itself(toy: Path, tmp_path: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"))
-    with LatentSet(Path(stage.data.latents)) as latents:
-        setup.describe(tmp_path, stage, latents)
+    with LatentSet(stage.data.latents) as latents:
+        setup.describe(tmp_path, stage, [latents])
     assert load_stage(str(tmp_path / "config.yaml")) == stage
     about = json.loads((tmp_path / "versions.json").read_text())
-    assert about["latents"] == manifest.fingerprint(Path(stage.data.latents))
+    assert about["latents"] == {stage.data.latents: manifest.fingerprint(Path(stage.data.latents))}
     assert torch.__version__.startswith(about["versions"]["torch"])

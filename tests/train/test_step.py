@@ -1,22 +1,33 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from bigdiff.config.load import load_stage
+from bigdiff.data.damage import Consumed
 from bigdiff.data.latents import Batch
+from bigdiff.data.member import layout, pack
 from bigdiff.runtime import seeding
 from bigdiff.train import step
 from bigdiff.train.run import Run
 
 
 def batch(count: int) -> Batch:
-    moments = torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half()
-    positions = torch.arange(1000, 1000 + count)
-    tokens = torch.arange(count)[:, None].expand(count, 12) + 5
-    return Batch(positions=positions, moments=moments, tokens=tokens, wait_seconds=0.0)
+    moments = torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half().numpy()
+    tokens = (np.arange(count) + 5).astype(np.uint16)
+    members = [pack(moments[row], np.repeat(tokens[row], 12)) for row in range(count)]
+    return Batch(
+        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(count, -1),
+        layout=layout(4, 4, 4, 12),
+        bucket="",
+        positions=torch.arange(1000, 1000 + count),
+        consumed=Consumed(position=1000, samples=count, digest=0, substituted=()),
+        wait_seconds=0.0,
+    )
 
 
 @pytest.fixture
@@ -29,11 +40,11 @@ def run(toy: Path) -> Run:
 
 def test_latents_are_a_scaled_posterior_sample(run: Run) -> None:
     given = batch(5)
-    drawn = step.draw_latents(run, given, given.positions)
+    drawn = step.draw_latents(run, given)
     stored = DiagonalGaussianDistribution(given.moments.float())
     noise = seeding.normal(run.stage.seed, "posterior", given.positions, (2, 4, 4))
     torch.testing.assert_close(drawn, (stored.mean + stored.std * noise) * 0.5)
-    again = step.draw_latents(run, given, given.positions + 96)  # the next visit draws anew
+    again = step.draw_latents(run, replace(given, positions=given.positions + 96))  # the next visit draws anew
     assert not torch.equal(drawn, again)
 
 

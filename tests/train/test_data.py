@@ -1,0 +1,89 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.config.schema import Data, Source
+from bigdiff.data.order import Order
+from bigdiff.train import data
+
+Ranks = Callable[..., list[str]]
+TRAIN = """
+import sys
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.train.setup import train_stage
+print(train_stage(load_stage(sys.argv[1], sys.argv[2:])))
+"""
+
+
+def test_one_set_is_read_in_its_plain_order(toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"))
+    with data.opened(stage.data) as sets:
+        picks = data.course(stage, sets).locate(5, 0, stage.batch.total)
+        assert data.fingerprint(sets) == sets[0].fingerprint
+        order = Order(sizes=sets[0].manifest.sizes, seed=stage.seed, window=stage.data.window)
+    shards, rows = order.locate(5 * stage.batch.total, stage.batch.total)
+    assert picks.shards.tolist() == shards.tolist() and picks.rows.tolist() == rows.tolist()
+
+
+def test_shares_canonical_nodes_and_window_make_another_run(toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"))
+    one = stage.data.latents
+    twice = [Source(latents=one, proportion=0.75), Source(latents=one)]
+    others = [
+        stage.data,
+        replace(stage.data, window=stage.data.window + 1),
+        replace(stage.data, canonical_nodes=2),
+        Data(sources=twice, window=stage.data.window),
+        Data(sources=[Source(latents=one), Source(latents=one)], window=stage.data.window),
+    ]
+    prints, hashes = set(), set()
+    for other in others:
+        with data.opened(other) as sets:
+            prints.add(data.course(replace(stage, data=other), sets).fingerprint)
+            hashes.add(data.fingerprint(sets))
+    assert len(prints) == len(others) and len(hashes) == 2
+
+
+def test_sources_that_end_before_the_stage_are_refused(toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"))
+    short = replace(stage, data=Data(sources=[Source(latents=stage.data.latents, repeat=1)], window=2))
+    with data.opened(short.data) as sets, pytest.raises(UsageError, match="give 12 steps of 8 samples, steps=20 asks"):
+        data.course(short, sets)
+
+
+def test_two_sources_train_and_the_audit_proves_what_was_seen(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:
+    latents = load_stage(str(toy / "stage.yaml")).data.latents
+    sources = f"data.sources=[{{latents: {latents}, proportion: 0.75}}, {{latents: {latents}}}]"
+    arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", "name=mixed", "data.latents=", sources, "data.audit=true"]
+    (output,) = run_ranks(TRAIN, 1, *arguments, "steps=6", "data.canonical_nodes=4")
+    assert "step=6" in output
+    one, two = run_ranks(TRAIN, 2, *arguments, "steps=12", "data.canonical_nodes=4")
+    assert "from step 6" in one and "step=12" in two
+    (report,) = run_ranks("from bigdiff.data.audit import main; main()", 1, str(tmp_path / "mixed"), "--json")
+    proof = json.loads(report)
+    assert proof["proven"] and proof["steps"] == 12 and proof["missing"] == proof["duplicates"] == 0
+    assert [one["size"] for one in proof["starts"]] == [1, 2]
+    assert [one["samples"] for one in proof["sources"]] == [72, 24]
+
+
+def test_too_much_damage_ends_the_run_on_every_rank(
+    start_ranks: Callable[..., list[Popen[str]]], toy: Path, tmp_path: Path
+) -> None:
+    latents = shutil.copytree(load_stage(str(toy / "stage.yaml")).data.latents, tmp_path / "latents")
+    (latents / "00000.tar").unlink()
+    arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", f"data.latents={latents}", "log.every=2"]
+    for process in start_ranks(TRAIN, 2, *arguments, "data.damage_budget=0.001"):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode != 0 and "more than data.damage_budget=0.001 allows" in errors
+    first, second = start_ranks(TRAIN, 2, *arguments, "data.damage_budget=0.5", "name=patient")
+    output, errors = first.communicate(timeout=300)
+    assert "damaged and substituted" in output and "step=20" in output and "00000.tar" in errors
+    assert second.wait(timeout=300) == 0
