@@ -15,6 +15,7 @@ reader waits for, it then takes what is wished for latest. So reading ahead neve
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -166,6 +167,20 @@ class Shelf:
         """Remove the file on its way."""
         (self.folder / f"{place.key}{_PART}").unlink(missing_ok=True)
         os.close(place.descriptor)
+
+    def spoiled(self, shard: Shard) -> bool:
+        """Whether the shard's file here has lost its bytes: then it is removed, its readers keep what they opened."""
+        path = self.folder / f"{shard.sha256}{_WHOLE}"
+        try:
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256:
+                    return False
+                with self._counted():
+                    if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                        path.unlink()
+        except FileNotFoundError:  # evicted or removed by another process: what comes next is fresh
+            return True
+        return True
 
     def small(self, key: str) -> bytes | None:
         """The kept small file of that key."""

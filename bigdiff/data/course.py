@@ -201,6 +201,11 @@ class Course:
         needs.sort(key=lambda need: (need.step, need.lane, need.cell))
         return list(dict.fromkeys((need.source, shard) for need in needs for shard in need.shards))
 
+    def turnover(self, step: int, begin: int, end: int) -> int | None:
+        """The first step behind `step` in which a slice enters another window; None: it never does."""
+        entered = [need.step for chain in self.windows(step, begin, end) for need in islice(chain, 1, 2)]
+        return max(min(entered), step + 1) if entered else None
+
     def _phase(self, step: int) -> Phase:
         if self.steps is not None and step >= self.steps:
             raise UsageError(

@@ -25,6 +25,7 @@ from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import manifest
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.data.tars import Entry, TarFile, split
+from bigdiff.runtime import files
 from bigdiff.runtime.files import TEMPORARY, replacing
 from bigdiff.runtime.workers import Workers
 
@@ -104,7 +105,15 @@ def index_folder(
     for reason, count in sorted(left_out.items()):
         say(f"left out: {count:,} samples: {reason}")
     shards = tuple(
-        Shard(name=one.name, samples=one.samples, bytes=one.bytes, sha256=one.sha256) for one in outcomes if one.samples
+        Shard(
+            name=one.name,
+            samples=one.samples,
+            bytes=one.bytes,
+            sha256=one.sha256,
+            index_sha256=files.sha256(output / f"{one.name}{ENDING}"),
+        )
+        for one in outcomes
+        if one.samples
     )
     if not shards:
         raise UsageError(f"no tar in {folder} holds a sample with a picture ({', '.join(EXTENSIONS)}) and a caption")

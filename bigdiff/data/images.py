@@ -207,6 +207,11 @@ class ImageReader:
         for number, one in enumerate(self.sets):
             one.shards.keep_only([shard for source, shard in shards if source == number])
 
+    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
+        """(source, shard) of bad samples: whether a storage gave up a spoiled copy."""
+        found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
+        return any(found)
+
     def interrupt(self) -> None:
         """End what waits for a storage."""
         for one in self.sets:

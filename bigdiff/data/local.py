@@ -8,6 +8,7 @@ nothing is copied.
 
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import Final
@@ -33,14 +34,21 @@ class Local:
         self._over = Event()
         self._thread: Thread | None = None
 
-    def read(self, name: str) -> bytes:
-        """A small whole file; raises Absent."""
+    def read(self, name: str, digest: str = "") -> bytes:
+        """A small whole file, of that sha256 if one is given; raises Absent, Corrupt."""
         try:
-            return (self.folder / checked(name)).read_bytes()
+            content = (self.folder / checked(name)).read_bytes()
         except FileNotFoundError as error:
             raise Absent(f"{self.folder / name} is absent") from error
         except OSError as error:
             raise RunError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+        if digest and sha256(content).hexdigest() != digest:
+            raise Corrupt(f"{self.folder / name} has another sha256 than the manifest's {digest}")
+        return content
+
+    def recheck(self, shard: Shard) -> bool:
+        """Whether there is a better copy than the one that was read: the folder's is the only one."""
+        return False
 
     def open(self, shard: Shard) -> int:
         """A descriptor of the tar; raises Absent, Corrupt (another size; the content is checked sample by sample)."""

@@ -24,6 +24,7 @@ class Shard:
     samples: int
     bytes: int
     sha256: str  # of the tar
+    index_sha256: str = ""  # of the index beside it; "" where the set was made without
     bucket: str = ""  # "WIDTHxHEIGHT" in pixels, of all its samples; "" where the set has one shape
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -12,12 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdiff.config.errors import UsageError
+from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data.damage import Tombstones
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.data.order import Ints
 from bigdiff.data.storage import Absent, Corrupt, Storage
 
+OPENERS = 8  # shards opened at once
 SPARE_FILES = 256  # descriptors left to the rest of the process: sockets, logs, libraries
 
 
@@ -66,7 +68,7 @@ class Shards:
     _opening: set[int] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
     _changed: Condition = field(init=False)
-    _closed: bool = False
+    _rechecked: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._changed = Condition(self._lock)
@@ -80,8 +82,9 @@ class Shards:
         """The shards by number, open until the block ends; waits for those that are on their way."""
         held: dict[int, _Slot] = {}
         try:
-            for shard in shards:
-                held[shard] = self._acquire(shard)
+            with self._lock:
+                missing = [shard for shard in shards if not self._hold(shard, held)]
+            self._acquire_all(missing, held)
             yield {shard: slot.opened for shard, slot in held.items()}
         finally:
             with self._lock:
@@ -105,7 +108,6 @@ class Shards:
     def close(self) -> None:
         """Close everything; no reading may be under way."""
         with self._lock:
-            self._closed = True
             for shard, slot in list(self._slots.items()):
                 self._drop(shard, slot)
 
@@ -114,6 +116,46 @@ class Shards:
             os.close(slot.opened.descriptor)
         if self._slots.get(shard) is slot:
             del self._slots[shard]
+
+    def recheck(self, shards: Iterable[int]) -> bool:
+        """After bad samples: give up the copies of these tars that the storage had spoiled; whether any was."""
+        again = False
+        for shard in shards:
+            with self._lock:
+                new = shard not in self._rechecked
+                self._rechecked.add(shard)
+            if new and self.storage.recheck(self.manifest.shards[shard]):
+                again = True
+                with self._lock:
+                    slot = self._slots.pop(shard, None)
+                    if slot is not None:
+                        slot.unwanted = True
+                        if not slot.readers:
+                            self._drop(shard, slot)
+        return again
+
+    def _hold(self, shard: int, held: dict[int, _Slot]) -> bool:
+        if shard not in self._slots:
+            return False
+        self._slots[shard].readers += 1
+        held[shard] = self._slots[shard]
+        return True
+
+    def _acquire_all(self, missing: Sequence[int], held: dict[int, _Slot]) -> None:
+        # side by side, because a remote shard costs a round trip for its index alone
+        if len(missing) == 1:
+            held[missing[0]] = self._acquire(missing[0])
+        elif missing:
+            with ThreadPoolExecutor(min(len(missing), OPENERS), thread_name_prefix="stream-open") as pool:
+                opening = {shard: pool.submit(self._acquire, shard) for shard in missing}
+                errors = []
+                for shard, future in opening.items():
+                    try:
+                        held[shard] = future.result()
+                    except (UsageError, RunError) as error:  # those that did open are given back with `held`
+                        errors.append(error)
+            if errors:
+                raise errors[0]
 
     def _acquire(self, shard: int) -> _Slot:
         with self._changed:
@@ -159,7 +201,7 @@ class Shards:
 
     def _index(self, shard: Shard) -> pa.Table:
         name = shard.name + self.manifest.index
-        content = self.storage.read(name)
+        content = self.storage.read(name, shard.index_sha256)
         places = [*self.columns.names, *self.columns.texts]
         try:
             file = pq.ParquetFile(pa.BufferReader(content))

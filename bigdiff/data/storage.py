@@ -31,11 +31,14 @@ class Storage(Protocol):
 
     location: str
 
-    def read(self, name: str) -> bytes:
-        """A small whole file, such as manifest.json or an index; raises Absent."""
+    def read(self, name: str, digest: str = "") -> bytes:
+        """A small whole file, such as manifest.json or an index, of that sha256 if given; raises Absent, Corrupt."""
 
     def open(self, shard: Shard) -> int:
         """A descriptor of the whole tar, which the caller closes; waits until it is here; raises Absent, Corrupt."""
+
+    def recheck(self, shard: Shard) -> bool:
+        """After a bad sample: whether this copy of the tar was bad and is given up; `open` then gets a better one."""
 
     def want(self, shards: Sequence[Shard]) -> None:
         """What is needed soon, in this order, in place of what was said before; returns at once."""
@@ -88,15 +91,18 @@ class Remote:
             self.close()
             raise
 
-    def read(self, name: str) -> bytes:
-        """A small whole file; raises Absent.
+    def read(self, name: str, digest: str = "") -> bytes:
+        """A small whole file; raises Absent, Corrupt.
 
-        Its version is asked for every time (one round trip), since no manifest names its checksum: a set that was
-        mended or replaced is seen at once. Bytes only travel when the cache has not that version yet.
+        With a digest it is fetched once for the node. Without one its version is asked for every time (one round
+        trip): a set that was mended or replaced is seen at once. Bytes only travel when the cache lacks that version.
         """
-        key = sha256(f"{self.location}/{name}".encode()).hexdigest()
+        key = digest or sha256(f"{self.location}/{name}".encode()).hexdigest()
         try:
-            etag, content = _unpacked(self._shelf.small(key))
+            kept = self._shelf.small(key)
+            if digest:
+                return self._exact(name, digest, kept)
+            etag, content = _unpacked(kept)
             small = self._transfer.read(checked(name), etag)
             if small is None:
                 return content
@@ -107,6 +113,26 @@ class Remote:
         except OSError as error:
             raise self._unusable(error) from error
         return small.content
+
+    def _exact(self, name: str, digest: str, kept: bytes | None) -> bytes:
+        if kept is not None and sha256(kept).hexdigest() == digest:
+            return kept
+        small = self._transfer.read(checked(name), digest=digest)
+        assert small is not None, "no version was named"
+        self._shelf.keep(digest, small.content)
+        return small.content
+
+    def recheck(self, shard: Shard) -> bool:
+        """Hash the cached file; one that the node's disk has spoiled is removed and will be fetched again."""
+        try:
+            spoiled = self._shelf.spoiled(shard)
+        except OSError as error:
+            raise self._unusable(error) from error
+        if spoiled:
+            self._say(
+                f"{self.location}/{shard.name}{SUFFIX}: its copy in {self.cache.folder} was spoiled; fetched anew"
+            )
+        return spoiled
 
     def open(self, shard: Shard) -> int:
         """A descriptor of the tar in the cache, which stays there until it is closed; raises Absent, Corrupt."""

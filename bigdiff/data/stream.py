@@ -16,10 +16,9 @@ import xxhash
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data.course import Course, Picks
-from bigdiff.data.damage import ATTEMPTS, Consumed, Quarantine, Substitution
+from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Substitution
 from bigdiff.data.order import Ints
 
-ASK_EVERY = 16  # steps between two wish lists for the storage; each reaches a whole window ahead
 PIECE = 8  # samples that a thread takes at once, at least
 
 Held = TypeVar("Held")
@@ -57,7 +56,7 @@ class Ahead:
 
     steps: int = 2  # global batches read before they are asked for
     threads: int = 2
-    windows: int = 1  # windows behind the present one whose shards a remote storage fetches
+    windows: int = 2  # windows behind the present one whose shards a storage fetches, as far as it has room
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +65,13 @@ class Bad:
 
     index: int
     tar: str
-    offset: int | None
+    offset: int | None  # None: the whole tar is bad
     reason: str
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether another copy of the tar may have it."""
+        return self.offset is not None and self.reason != TOMBSTONE
 
 
 class Reader(Protocol[Held, Made]):
@@ -81,6 +85,9 @@ class Reader(Protocol[Held, Made]):
 
     def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
         """Put the picked samples into rows `row`, ... of the buffer; they stand at run positions `position`, ..."""
+
+    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
+        """(source, shard) of bad samples: whether a storage gave up a spoiled copy, so that another try is worth it."""
 
     def make(self, held: Held, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
         """The batch whose samples are in the buffer."""
@@ -121,15 +128,15 @@ def batches(
         )
     rings = [[reader.hold(part.micro) for _ in part.starts] for _ in range(ahead.steps + 1)]
     pending: deque[list[_Micro[Held]]] = deque()
-    first = step = asked = start // part.total
+    first = step = start // part.total
     with ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool:
         work = _Work(reader, course, part, ahead, quarantine, pool)
+        asked = pool.submit(work.ask, step, step)
         try:
             while True:
                 while rings and (course.steps is None or step < course.steps):
-                    if step >= asked:
-                        reader.want(course.ahead(max(step - ahead.steps, first), part.begin, part.end, ahead.windows))
-                        asked = step + ASK_EVERY
+                    if asked.done() and (turn := asked.result()) is not None and step >= turn:
+                        asked = pool.submit(work.ask, max(step - ahead.steps, first), step)
                     pending.append(work.submit(step, rings.pop()))
                     step += 1
                 if not pending:
@@ -158,6 +165,12 @@ class _Work(Generic[Held, Made]):
     quarantine: Quarantine
     pool: ThreadPoolExecutor
 
+    def ask(self, since: int, step: int) -> int | None:
+        """Tell the reader what is read from `since` on; gives the step in which that changes, if it ever does."""
+        part = self.part
+        self.reader.want(self.course.ahead(since, part.begin, part.end, self.ahead.windows))
+        return self.course.turnover(step, part.begin, part.end)
+
     def submit(self, step: int, ring: Sequence[Held]) -> list[_Micro[Held]]:
         part = self.part
         picks = self.course.locate(step, part.begin, part.end)
@@ -183,6 +196,9 @@ class _Work(Generic[Held, Made]):
     def read(self, held: Held, row: int, position: int, picks: Picks) -> _Piece:
         """Fill a piece of a buffer; what is bad is replaced."""
         bad = self.reader.fill(held, row, position, picks)
+        doubted = {(int(picks.sources[one.index]), int(picks.shards[one.index])) for one in bad if one.doubtful}
+        if doubted and self.reader.recheck(sorted(doubted)):
+            bad = self.reader.fill(held, row, position, picks)
         if not bad:
             return _Piece(picks, ())
         sources, shards, rows = picks.sources.copy(), picks.shards.copy(), picks.rows.copy()

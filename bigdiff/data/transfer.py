@@ -138,11 +138,11 @@ class Transfer:
                 self._wire.sleep(pause(name, fresh))
         raise Corrupt(f"{self._where(name)} has {seen}, {FRESH} fetches long")
 
-    def read(self, name: str, etag: str = "") -> Small | None:
-        """A small file, whole; None when its version is still `etag`.
+    def read(self, name: str, etag: str = "", digest: str = "") -> Small | None:
+        """A small file, whole; None when its version is still `etag`. With `digest` its sha256 must be that.
 
         Raises:
-            Absent, RunError, Ended: as `fetch`.
+            Absent, Corrupt, RunError, Ended: as `fetch`.
         """
         descriptor = os.memfd_create(name)
         try:
@@ -151,12 +151,17 @@ class Transfer:
                 try:
                     if not self._pull(name, sink):
                         return None
-                    return Small(content=os.pread(descriptor, sink.moved, 0), etag=sink.etag)
+                    seen = sink.hashed.hexdigest()
+                    if digest in ("", seen):
+                        return Small(content=os.pread(descriptor, sink.moved, 0), etag=sink.etag)
+                    sink.restart(None)
                 except _Mismatch:  # another version appeared in between
                     sink.restart(None)
                     self._wire.sleep(pause(name, fresh))
         finally:
             os.close(descriptor)
+        if digest:
+            raise Corrupt(f"{self._where(name)} has another sha256 than the manifest's {digest}, {FRESH} fetches long")
         raise RunError(f"{self._where(name)} changes while it is read")
 
     def _pull(self, name: str, sink: _Sink) -> bool:

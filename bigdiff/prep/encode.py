@@ -109,7 +109,16 @@ def encode(images: Path, output: Path, settings: Settings) -> Manifest:
     ordered = [records[shard.name] for shard in plan.source.shards]
     made = Manifest(
         kind="latents",
-        shards=tuple(Shard(name=one.name, samples=one.samples, bytes=one.bytes, sha256=one.sha256) for one in ordered),
+        shards=tuple(
+            Shard(
+                name=one.name,
+                samples=one.samples,
+                bytes=one.bytes,
+                sha256=one.sha256,
+                index_sha256=one.index_sha256,
+            )
+            for one in ordered
+        ),
         contract=plan.recorded["contract"],
         lineage=plan.recorded["lineage"]
         | {"psnr_db": [one.psnr for one in ordered], "enlarged": sum(one.enlarged for one in ordered)},

@@ -26,7 +26,7 @@ from bigdiff.data.pixels import square
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import decode as decode_latents
 from bigdiff.models.encoders import moments
-from bigdiff.runtime.files import replacing
+from bigdiff.runtime.files import replacing, sha256
 
 EXTENSION = "safetensors"
 
@@ -57,6 +57,7 @@ class Record:
     sha256: str
     psnr: float  # dB of the canary's reconstruction
     enlarged: int  # images whose shorter side was below the resolution
+    index_sha256: str = ""  # of the parquet
 
 
 def write_shard(
@@ -94,6 +95,7 @@ def write_shard(
             sha256=found.sha256,
             psnr=round(psnr, 2),
             enlarged=enlarged,
+            index_sha256=sha256(output / f"{name}.parquet"),
         )
     return record
 

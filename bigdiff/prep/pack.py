@@ -20,7 +20,7 @@ from bigdiff.config.prep import Pack
 from bigdiff.data.index import columns, scan
 from bigdiff.data.manifest import Shard
 from bigdiff.prep.layout import Layout
-from bigdiff.runtime.files import replacing, write_json
+from bigdiff.runtime.files import replacing, sha256, write_json
 
 DUPLICATE: Final = "same picture as another row's"
 _MODE: Final = 0o644
@@ -95,9 +95,10 @@ def write_shard(task: Task) -> Shard:
     kept = samples.drop_columns(["row", "offset", "length", "unit"])
     for column, values in columns(kept["key"].to_pylist(), found.members).items():
         kept = kept.append_column(column, pa.array(values))
-    with replacing(task.output / f"{name}.parquet") as temporary:
+    index = task.output / f"{name}.parquet"
+    with replacing(index) as temporary:
         pq.write_table(kept, temporary)
-    shard = Shard(name=name, samples=len(kept), bytes=found.bytes, sha256=found.sha256)
+    shard = Shard(name=name, samples=len(kept), bytes=found.bytes, sha256=found.sha256, index_sha256=sha256(index))
     write_json(marker, asdict(shard))
     return shard
 

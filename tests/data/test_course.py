@@ -190,6 +190,17 @@ def test_ahead_holds_what_is_read_until_a_window_ends(course: Course, data: st.D
 
 
 @LAW
+@given(courses(), st.data())
+def test_until_the_turnover_a_slice_reads_from_the_windows_it_is_in(course: Course, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, last(course) - 1))
+    turn = course.turnover(start, 0, course.total)
+    assume(turn is None or turn > start + 1 < last(course))
+    current = set(course.ahead(start + 1, 0, course.total, 0)) if start + 1 < last(course) else set()
+    for step in range(start + 1, min(last(course), turn or last(course))):
+        assert {(source, shard) for source, shard, _ in samples(course.locate(step, 0, course.total))} <= current
+
+
+@LAW
 @given(courses())
 def test_a_window_is_needed_exactly_when_its_first_sample_is_read(course: Course) -> None:
     for chain in course.windows(0, 0, course.total):
