@@ -30,7 +30,7 @@ from bigdiff.data.storage import Absent, Cache, Storage, open_storage
 from bigdiff.data.stream import Bad
 
 COLUMNS = Columns(member="safetensors")
-CACHED = 16  # samples read at once and then checked: half a megabyte at 512 px, so that the check finds them in cache
+CACHED = 32  # samples read in one call and then checked, while most of them are still in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,17 @@
-"""Samples per second of CPU time: this project's latent reader beside stock webdataset and a plain memory copy.
+"""Samples per second of CPU time: this project's latent reader beside other libraries and what copying costs at least.
 
-`make bench` runs it; the figures go to tests/bench/results/ with the date. Medians of five rounds in one process, page
-cache warm, so ratios mean more than rates.
+`make bench` runs it; the figures go to tests/bench/results/ with the date. Every way of reading is a process of its own
+(tests/bench/reading/), they take turns for several rounds, and the medians are told, so ratios mean more than rates.
+LitData and MosaicML Streaming live in environments of their own, which `make bench` makes: their pins do not fit ours.
 """
 
 import io
+import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -17,104 +22,162 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import safetensors.numpy
-import webdataset as wds
+import xxhash
 
-from bigdiff.data import index, manifest
-from bigdiff.data.contract import LatentContract
-from bigdiff.data.latents import LatentSet
+from bigdiff.data import manifest
 from bigdiff.data.member import pack
-from bigdiff.data.order import Order
 from bigdiff.runtime.files import sha256
 
-RESULTS = Path(__file__).parent / "results"
-ROUNDS, SHARDS, ROWS, BATCH = 5, 4, 1000, 64
-CONTRACT = LatentContract(
-    vae_sha256="none",
-    vae_scaling_factor=0.18215,
-    vae_factor=8,
-    latent_channels=4,
-    resolution=512,
-    tokenizer_sha256="none",
-    empty_tokens=(49406,) + (49407,) * 76,
-)
+HERE = Path(__file__).parent
+RESULTS, WAYS = HERE / "results", HERE / "reading"
+ENVIRONMENTS = HERE.parents[1] / ".venv" / "bench"
+SHARDS, ROWS, LENGTH, WIDTH = 8, 1000, 77, 768
+Make = Callable[[int, bool, int], Path]
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """512 px moments as SD 1.x has them: 64 KiB and 77 token ids a sample."""
-    folder = tmp_path_factory.mktemp("latents")
-    random, shards = np.random.default_rng(0), []
-    tokens = np.asarray(CONTRACT.empty_tokens, np.uint16)
-    for number in range(SHARDS):
-        tar = folder / f"{number:05d}.tar"
-        with tarfile.open(tar, "w") as archive:
-            for row in range(ROWS):
-                content = pack(random.normal(size=CONTRACT.shape).astype(np.float16), tokens)
-                member = tarfile.TarInfo(f"{number:05d}{row:05d}.safetensors")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        found = index.members(tar)
-        pq.write_table(
-            pa.table({"key": list(found), **index.columns(list(found), found)}), folder / f"{number:05d}.parquet"
-        )
-        shards.append(manifest.Shard(name=tar.stem, samples=ROWS, bytes=tar.stat().st_size, sha256=sha256(tar)))
-    manifest.write(folder, manifest.Manifest(kind="latents", shards=tuple(shards), contract=CONTRACT.lines()))
-    return folder
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Moments as SD 1.x has them at a resolution, with 77 token ids and, if asked for, their text states."""
+
+    def write(resolution: int, states: bool, count: int = SHARDS) -> Path:
+        folder = tmp_path_factory.mktemp(f"{resolution}-{states}")
+        random, shards, side = np.random.default_rng(0), [], resolution // 8
+        for number in range(count):
+            tar, rows = folder / f"{number:05d}.tar", []
+            with tarfile.open(tar, "w") as archive:
+                for row in range(ROWS):
+                    moments = random.standard_normal((8, side, side), np.float32).astype(np.float16)
+                    text = random.standard_normal((LENGTH, WIDTH), np.float32).astype(np.float16) if states else None
+                    content = pack(moments, np.zeros(LENGTH, np.uint16), text)
+                    member = tarfile.TarInfo(f"{number:05d}{row:05d}.safetensors")
+                    member.size = len(content)
+                    where = archive.offset + tarfile.BLOCKSIZE, len(content), xxhash.xxh3_64_intdigest(content)
+                    names = ("safetensors_offset", "safetensors_length", "safetensors_xxh3")
+                    rows.append(dict(zip(names, where, strict=True)))
+                    archive.addfile(member, io.BytesIO(content))
+            fields = [("safetensors_offset", pa.int64()), ("safetensors_length", pa.int64())]
+            schema = pa.schema([*fields, ("safetensors_xxh3", pa.uint64())])
+            pq.write_table(pa.Table.from_pylist(rows, schema), tar.with_suffix(".parquet"))
+            shards.append(manifest.Shard(name=tar.stem, samples=ROWS, bytes=tar.stat().st_size, sha256=sha256(tar)))
+        contract = {"shape": [8, side, side], "text_length": LENGTH, "text_states": WIDTH if states else 0}
+        manifest.write(folder, manifest.Manifest(kind="latents", shards=tuple(shards), contract=contract))
+        return folder
+
+    return write
 
 
-def ours(latents: Path) -> tuple[int, float]:
-    """Every sample once in shuffled order, in batches of tensors; samples and seconds of CPU time."""
-    seen, began = 0, time.process_time()
-    with LatentSet(latents) as opened:
-        order = Order(sizes=opened.manifest.sizes, seed=0, window=SHARDS)
-        for start in range(0, order.samples - BATCH + 1, BATCH):
-            moments, _ = opened.read(*order.locate(start, BATCH))
-            seen += len(moments)
-    return seen, time.process_time() - began
+def run(python: Path, script: str, *arguments: str) -> dict[str, float]:
+    """What a way of reading prints at its end."""
+    done = subprocess.run(
+        [str(python), str(WAYS / script), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, float] = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return found
 
 
-def stock(latents: Path) -> tuple[int, float]:
-    """The same tars by webdataset, decoded by safetensors, in the tars' order, in batches of arrays."""
-    tars = sorted(str(path) for path in latents.glob("*.tar"))
-    samples = wds.WebDataset(tars, shardshuffle=False).map(lambda one: safetensors.numpy.load(one["safetensors"]))
-    batch, seen, began = [], 0, time.process_time()
-    for sample in samples:
-        batch.append(sample["moments"])
-        if len(batch) == BATCH:
-            seen += len(np.stack(batch))
-            batch = []
-    return seen, time.process_time() - began
+def cool(folder: Path) -> None:
+    """Take the set out of the page cache."""
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
-def copy(latents: Path) -> tuple[int, float]:
-    """A copy of as many bytes in memory, 64 KiB at a time in random order: the limit."""
-    size = int(np.prod(CONTRACT.shape)) * 2
-    source = np.frombuffer(b"".join(path.read_bytes() for path in sorted(latents.glob("*.tar"))), np.uint8)
-    source = source[: SHARDS * ROWS * size].reshape(-1, size)  # real pages: untouched zeros would all be one page
-    began = time.process_time()
-    rows = np.random.default_rng(0).permutation(len(source))
-    for start in range(0, len(rows) - BATCH + 1, BATCH):
-        batch = np.empty((BATCH, size), np.uint8)
-        for place, row in enumerate(rows[start : start + BATCH].tolist()):
-            batch[place] = source[row]
-    return len(rows) // BATCH * BATCH, time.process_time() - began
+def sequential(folder: Path) -> tuple[int, float]:
+    """Bytes and seconds of reading the tars one after another in large pieces."""
+    began, total = time.perf_counter(), 0
+    for tar in sorted(folder.glob("*.tar")):
+        descriptor = os.open(tar, os.O_RDONLY)
+        while got := len(os.read(descriptor, 8 << 20)):
+            total += got
+        os.close(descriptor)
+    return total, time.perf_counter() - began
+
+
+def others(folder: Path) -> dict[str, tuple[Path, str, list[str]]]:
+    """The other libraries that are installed, their own copies of the set made."""
+    found = {}
+    for name, script in (("litdata", "with_litdata.py"), ("streaming", "with_streaming.py")):
+        python, copy = ENVIRONMENTS / name / "bin" / "python", folder.with_name(f"{folder.name}-{name}")
+        if python.is_file():
+            run(python, script, "prepare", str(folder), str(copy))
+            orders = ("shuffled", "in-order") if name == "litdata" else ("shuffled",)
+            found |= {f"{name} {order}": (python, script, ["read", str(copy), order]) for order in orders}
+    return found
+
+
+def medians(ways: dict[str, tuple[Path, str, list[str]]], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians of what each way printed, the ways taking turns."""
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (python, script, arguments) in ways.items():
+            told[name].append(run(python, script, *arguments))
+    return {name: {key: statistics.median(one[key] for one in many) for key in many[0]} for name, many in told.items()}
+
+
+def report(name: str, lines: list[str]) -> None:
+    """Keep the figures under today's date."""
+    today = datetime.now(UTC).date().isoformat()
+    about = f"{today}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{today}-{name}.txt").write_text("\n".join([about, *lines]) + "\n")
 
 
 @pytest.mark.bench
-def test_samples_per_second(latents: Path) -> None:
-    ways: dict[str, Callable[[Path], tuple[int, float]]] = {"bigdiff": ours, "webdataset": stock, "memory copy": copy}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):  # side by side, so that a busy moment hits all alike
-        for name, way in ways.items():
-            seen, seconds = way(latents)
-            rates[name].append(seen / seconds)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    today = datetime.now(UTC).date().isoformat()
-    lines = [f"512 px moments, samples per second of CPU time, medians of {ROUNDS} rounds, {today}"]
-    lines.append(f"Python {platform.python_version()}, {platform.machine()}, page cache warm; opening the set included")
-    lines += [f"{name:12} {median:10,.0f}" for name, median in medians.items()]
-    lines.append(f"bigdiff / webdataset  {medians['bigdiff'] / medians['webdataset']:.1f}")
-    lines.append(f"bigdiff / memory copy {medians['bigdiff'] / medians['memory copy']:.2f}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{today}-reading.txt").write_text("\n".join(lines) + "\n")
+@pytest.mark.parametrize(
+    ("resolution", "states", "rounds"), [(512, False, 5), (256, False, 3), (512, True, 3), (256, True, 3)]
+)
+def test_warm_samples_per_second(make: Make, resolution: int, states: bool, rounds: int) -> None:
+    folder = make(resolution, states)
+    cool(folder)
+    sequential(folder)  # into the page cache as a storage fills it: in large pieces
+    mine = Path(sys.executable)
+    ways = {
+        "bigdiff, 1 thread": (mine, "ours.py", [str(folder), "1"]),
+        "bigdiff, 2 threads": (mine, "ours.py", [str(folder), "2"]),
+        "webdataset": (mine, "stock.py", [str(folder)]),
+        "copy of fresh mapping": (mine, "limits.py", [str(folder), "mapped"]),
+        "copy in memory": (mine, "limits.py", [str(folder), "memory"]),
+        **(others(folder) if (resolution, states) == (512, False) else {}),
+    }
+    found = medians(ways, rounds)
+    rates = {name: one["samples"] / one["cpu"] for name, one in found.items()}
+    ours = rates["bigdiff, 1 thread"]
+    lines = [f"{resolution} px moments, {'ids and text states' if states else 'ids'}: samples per second of CPU time"]
+    lines += [f"shuffled, in batches of 64, every sample checked (xxh3), page cache warm; medians of {rounds} rounds"]
+    lines += [f"{name:24}{rate:10,.0f}   bigdiff is {ours / rate:6.2f} times" for name, rate in rates.items()]
+    one = found["bigdiff, 1 thread"]
+    lines += [f"main thread per step of 64: {1e3 * one['main'] / one['steps']:.3f} ms"]
+    report(f"reading-{resolution}px{'-states' if states else ''}", lines)
+
+
+@pytest.mark.bench
+def test_cold_bytes_per_second(make: Make) -> None:
+    folder = make(512, False, 3 * SHARDS)
+    rates: dict[str, list[float]] = {"sequential": [], **{f"bigdiff, {threads} threads": [] for threads in (2, 4, 16)}}
+    size = sum(tar.stat().st_size for tar in folder.glob("*.tar"))
+    for _ in range(5):
+        cool(folder)
+        total, seconds = sequential(folder)
+        rates["sequential"].append(total / seconds)
+        for threads in (2, 4, 16):
+            cool(folder)
+            found = run(Path(sys.executable), "cold.py", str(folder), str(threads))
+            rates[f"bigdiff, {threads} threads"].append(size / found["wall"])
+    middle = {name: statistics.median(many) for name, many in rates.items()}
+    lines = [
+        f"{size / 1e9:.1f} GB of 512 px moments, page cache cold: MB per second of wall clock, medians of 5 rounds"
+    ]
+    lines += [
+        f"{name:24}{rate / 1e6:10,.0f}   {rate / middle['sequential']:6.2f} of sequential, "
+        f"{min(rates[name]) / 1e6:,.0f} to {max(rates[name]) / 1e6:,.0f}"
+        for name, rate in middle.items()
+    ]
+    report("reading-cold", lines)
