@@ -198,7 +198,7 @@ class ImageReader:
             raise UsageError(f"flip={framing.flip} is no probability: it must be from 0 to 1")
 
     def hold(self, samples: int) -> ImageBuffer:
-        """A buffer for a micro-batch of any bucket."""
+        """A buffer for so many samples of any one bucket."""
         sizes = [self.framing.size(bucket) for bucket in self.buckets]
         return ImageBuffer(samples, max(width * height * 3 for width, height in sizes))
 
@@ -242,13 +242,13 @@ class ImageReader:
                 held.keys[row + index] = place.texts[KEY][number].as_py()
         return bad
 
-    def make(self, held: ImageBuffer, picks: Picks, consumed: Consumed, wait_seconds: float) -> ImageBatch:
-        """The batch whose samples are in the buffer."""
-        end = consumed.position + consumed.samples
+    def make(self, held: ImageBuffer, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> ImageBatch:
+        """The batch whose samples are in the buffer from `row` on."""
+        end, rows = consumed.position + consumed.samples, slice(row, row + consumed.samples)
         return ImageBatch(
-            pixels=held.pixels(*self.framing.size(picks.bucket)).permute(0, 3, 1, 2),
-            captions=tuple(held.captions),
-            keys=tuple(held.keys),
+            pixels=held.pixels(*self.framing.size(picks.bucket))[rows].permute(0, 3, 1, 2),
+            captions=tuple(held.captions[rows]),
+            keys=tuple(held.keys[rows]),
             bucket=picks.bucket,
             positions=torch.arange(consumed.position, end, dtype=torch.int64),
             consumed=consumed,

@@ -139,7 +139,7 @@ def layouts(contract: dict[str, Any], where: str) -> dict[str, Layout]:
 
 
 class Buffer:
-    """Memory of a micro-batch of any bucket, pinned where there is a device to copy to."""
+    """Memory for samples of any one bucket, pinned where there is a device to copy to."""
 
     def __init__(self, samples: int, largest: int) -> None:
         self._samples = samples
@@ -176,7 +176,7 @@ class LatentReader:
                     )
 
     def hold(self, samples: int) -> Buffer:
-        """A buffer for a micro-batch of any bucket."""
+        """A buffer for so many samples of any one bucket."""
         return Buffer(samples, max(one.total for one in self.layouts.values()))
 
     def want(self, shards: Sequence[tuple[int, int]]) -> None:
@@ -218,12 +218,12 @@ class LatentReader:
                         bad.append(self._bad(index, wanted[index], one, read, total))
         return bad
 
-    def make(self, held: Buffer, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:
-        """The batch whose samples are in the buffer."""
+    def make(self, held: Buffer, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:
+        """The batch whose samples are in the buffer from `row` on."""
         found = self.layouts[picks.bucket]
         end = consumed.position + consumed.samples
         return Batch(
-            raw=held.rows(found.total),
+            raw=held.rows(found.total)[row : row + consumed.samples],
             layout=found,
             bucket=picks.bucket,
             positions=torch.arange(consumed.position, end, dtype=torch.int64),

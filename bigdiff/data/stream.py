@@ -20,6 +20,7 @@ from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Subst
 from bigdiff.data.order import Ints
 
 PIECE = 8  # samples that a thread takes at once, at least
+TASK = 256  # samples of several small steps that a thread takes at once: each hand-over costs as much as ten samples
 
 Held = TypeVar("Held")
 Made = TypeVar("Made", covariant=True)
@@ -78,7 +79,7 @@ class Reader(Protocol[Held, Made]):
     """Puts samples into buffers; `fill` is called from several threads, for different rows of a buffer."""
 
     def hold(self, samples: int) -> Held:
-        """A buffer for a micro-batch of any bucket, to be used again and again."""
+        """A buffer for so many samples of any one bucket, to be used again and again."""
 
     def want(self, shards: Sequence[tuple[int, int]]) -> None:
         """(source, shard) in order of need: fetch and keep these, let go of all others."""
@@ -89,8 +90,8 @@ class Reader(Protocol[Held, Made]):
     def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
         """(source, shard) of bad samples: whether a storage gave up a spoiled copy, so that another try is worth it."""
 
-    def make(self, held: Held, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
-        """The batch whose samples are in the buffer."""
+    def make(self, held: Held, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
+        """The batch whose samples are in the buffer from `row` on."""
 
     def interrupt(self) -> None:
         """Make calls of `fill` that wait for a storage end with an error, soon; the reader is of no use then."""
@@ -103,10 +104,11 @@ class _Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Micro(Generic[Held]):
+class _Step(Generic[Held]):
+    number: int
     held: Held
-    position: int
-    pieces: list[Future[_Piece]]
+    picks: Picks  # of this process's part, by the course
+    pieces: list[tuple[Future[list[_Piece]], int]]  # what fills the buffer, in order: a task and its number in that
 
 
 def batches(
@@ -126,8 +128,10 @@ def batches(
             f"position {start} and {part.size} processes x {part.micro} samples do not divide a global batch of "
             f"{part.total}: the batch size cannot change within a run"
         )
-    rings = [[reader.hold(part.micro) for _ in part.starts] for _ in range(ahead.steps + 1)]
-    pending: deque[list[_Micro[Held]]] = deque()
+    samples = part.end - part.begin
+    together = max(1, min(ahead.steps, TASK // samples))  # steps
+    rings = [[reader.hold(samples) for _ in range(together)] for _ in range(-(-ahead.steps // together) + 1)]
+    pending: deque[tuple[list[Held], list[_Step[Held]]]] = deque()
     first = step = start // part.total
     with ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool:
         work = _Work(reader, course, part, ahead, quarantine, pool)
@@ -137,21 +141,23 @@ def batches(
                 while rings and (course.steps is None or step < course.steps):
                     if asked.done() and (turn := asked.result()) is not None and step >= turn:
                         asked = pool.submit(work.ask, max(step - ahead.steps, first), step)
-                    pending.append(work.submit(step, rings.pop()))
-                    step += 1
+                    ring = rings.pop()
+                    pending.append((ring, work.submit(step, ring)))
+                    step += len(pending[-1][1])
                 if not pending:
                     return
-                micros = pending.popleft()
-                yield [work.finish(micro) for micro in micros]
-                rings.append([micro.held for micro in micros])
+                ring, steps = pending[0]
+                for one in steps:
+                    yield work.finish(one)
+                rings.append(pending.popleft()[0])
         finally:
-            _end(reader, [piece for micros in pending for micro in micros for piece in micro.pieces])
+            _end(reader, [task for _, steps in pending for one in steps for task, _ in one.pieces])
 
 
-def _end(reader: Reader[Held, Made], pieces: Sequence[Future[_Piece]]) -> None:
-    for piece in pieces:
-        piece.cancel()
-    _, running = wait([piece for piece in pieces if not piece.cancelled()], timeout=1.0)
+def _end(reader: Reader[Held, Made], tasks: Sequence[Future[list[_Piece]]]) -> None:
+    for task in tasks:
+        task.cancel()
+    _, running = wait([task for task in tasks if not task.cancelled()], timeout=1.0)
     if running:  # it waits for a remote shard, perhaps for minutes
         reader.interrupt()
 
@@ -171,26 +177,33 @@ class _Work(Generic[Held, Made]):
         self.reader.want(self.course.ahead(since, part.begin, part.end, self.ahead.windows))
         return self.course.turnover(step, part.begin, part.end)
 
-    def submit(self, step: int, ring: Sequence[Held]) -> list[_Micro[Held]]:
-        part = self.part
-        picks = self.course.locate(step, part.begin, part.end)
-        size = max(PIECE, -(-part.micro // self.ahead.threads))
+    def submit(self, step: int, ring: Sequence[Held]) -> list[_Step[Held]]:
+        """Start to read `step` into the first of these buffers, the steps behind it into the others."""
+        part, threads = self.part, self.ahead.threads
+        last = step + len(ring) if self.course.steps is None else min(step + len(ring), self.course.steps)
+        picked = [self.course.locate(number, part.begin, part.end) for number in range(step, last)]
+        steps = [
+            _Step(number, held, picks, []) for number, held, picks in zip(range(step, last), ring, picked, strict=False)
+        ]
+        if len(ring) > 1:  # small steps: a task has whole ones
+            size = -(-len(steps) // threads)
+            for begin in range(0, len(steps), size):
+                some = steps[begin : begin + size]
+                task = self.pool.submit(self.read_all, [(one, 0, len(one.picks.rows)) for one in some])
+                for number, one in enumerate(some):
+                    one.pieces.append((task, number))
+            return steps
+        size = max(PIECE, -(-len(picked[0].rows) // threads))
+        for row in range(0, len(picked[0].rows), size):
+            steps[0].pieces.append((self.pool.submit(self.read_all, [(steps[0], row, size)]), 0))
+        return steps
+
+    def read_all(self, parts: Sequence[tuple[_Step[Held], int, int]]) -> list[_Piece]:
+        """Fill parts of the buffers of some steps: from a row on, so many rows."""
+        begin = self.part.begin
         return [
-            _Micro(
-                held,
-                step * part.total + start,
-                [
-                    self.pool.submit(
-                        self.read,
-                        held,
-                        row,
-                        step * part.total + start + row,
-                        _cut(picks, start - part.begin + row, min(size, part.micro - row)),
-                    )
-                    for row in range(0, part.micro, size)
-                ],
-            )
-            for start, held in zip(part.starts, ring, strict=True)
+            self.read(one.held, row, one.number * self.part.total + begin + row, _cut(one.picks, row, count))
+            for one, row, count in parts
         ]
 
     def read(self, held: Held, row: int, position: int, picks: Picks) -> _Piece:
@@ -239,19 +252,26 @@ class _Work(Generic[Held, Made]):
             f"{ATTEMPTS} others that could take its place: the set is damaged or taken down as a whole; rebuild it"
         )
 
-    def finish(self, micro: _Micro[Held]) -> Made:
-        """The batch, once all its pieces are read."""
+    def finish(self, step: _Step[Held]) -> list[Made]:
+        """The micro-batches of a step, once all of it is read."""
         began = time.perf_counter()
-        pieces = [piece.result() for piece in micro.pieces]
+        pieces = [task.result()[number] for task, number in step.pieces]
         waited = time.perf_counter() - began
-        picks = pieces[0].picks if len(pieces) == 1 else _joined([piece.picks for piece in pieces])
-        consumed = Consumed(
-            position=micro.position,
-            samples=len(picks.rows),
-            digest=digest(picks.sources, picks.shards, picks.rows),
-            substituted=tuple(lost for piece in pieces for lost in piece.substituted),
-        )
-        return self.reader.make(micro.held, picks, consumed, waited)
+        substituted = [lost for piece in pieces for lost in piece.substituted]
+        picks = _joined([piece.picks for piece in pieces]) if substituted else step.picks
+        part, made = self.part, []
+        for start in part.starts:
+            some = _cut(picks, start - part.begin, part.micro)
+            position = step.number * part.total + start
+            consumed = Consumed(
+                position=position,
+                samples=part.micro,
+                digest=digest(some.sources, some.shards, some.rows),
+                substituted=tuple(one for one in substituted if position <= one.position < position + part.micro),
+            )
+            made.append(self.reader.make(step.held, start - part.begin, some, consumed, waited))
+            waited = 0.0
+        return made
 
 
 def digest(sources: Ints, shards: Ints, rows: Ints) -> int:

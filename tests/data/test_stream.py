@@ -253,7 +253,7 @@ def test_buffers_are_used_again(folders: tuple[Path, Path]) -> None:
     )
     memory = {next(stream)[0].raw.data_ptr() for _ in range(20)}
     stream.close()
-    assert len(memory) == 3
+    assert len(memory) == 4  # two steps together while the next two are read
 
 
 def test_a_device_is_fed_the_same(folders: tuple[Path, Path]) -> None:

@@ -18,7 +18,7 @@ def main() -> None:
         source = Source(name="set", sizes=opened.manifest.sizes)
         course = Course(sources=(source,), seed=0, window=64, lanes=1, total=BATCH)
         part = Slice(total=BATCH, micro=BATCH, rank=0, size=1)
-        ahead = Ahead(steps=1, threads=int(sys.argv[2]))
+        ahead = Ahead(threads=int(sys.argv[2]))
         stream = batches(LatentReader([opened]), course, part, 0, ahead, Quarantine())
         steps = opened.manifest.samples // BATCH
         for _ in range(steps):
