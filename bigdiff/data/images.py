@@ -8,9 +8,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -19,15 +17,15 @@ import torch
 import xxhash
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
 from bigdiff.data.decoding import Pixels, Undecodable, decode
 from bigdiff.data.index import picture_member
 from bigdiff.data.manifest import Manifest
 from bigdiff.data.pixels import Frame, framed
-from bigdiff.data.shards import Columns, Opened, Shards
-from bigdiff.data.storage import Absent, Cache, Storage, open_storage
+from bigdiff.data.sets import ShardSet, Sources
+from bigdiff.data.shards import Columns, Opened
+from bigdiff.data.storage import Absent, Cache, Storage
 from bigdiff.data.stream import Bad
 from bigdiff.runtime.seeding import bits
 
@@ -98,7 +96,7 @@ class ImageBatch:
         )
 
 
-class ImageSet:
+class ImageSet(ShardSet):
     """An open image shard set: a folder or an address, made by build_shards or indexed by bigdiff.data.index.
 
     Raises:
@@ -106,40 +104,9 @@ class ImageSet:
     """
 
     def __init__(self, location: str, tombstones: Tombstones | None = None, cache: Cache | None = None) -> None:
-        self.storage: Storage = open_storage(location, cache)
-        self.location = location
-        try:
-            self.content = _manifest(self.storage)
-            self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", "images")
-            columns = Columns(member=_member(self.storage, self.manifest), texts=(KEY, CAPTION))
-        except BaseException:
-            self.storage.close()
-            raise
-        none = Tombstones(entries=frozenset())
-        self.shards = Shards(
-            storage=self.storage, manifest=self.manifest, columns=columns, tombstones=tombstones or none
-        )
-
-    def __enter__(self) -> "ImageSet":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.storage.close()
-        self.shards.close()
-
-    @property
-    def fingerprint(self) -> str:
-        """Sha256 of the manifest file: it names the exact bytes of the set."""
-        return manifest.digest(self.content)
-
-
-def _manifest(storage: Storage) -> bytes:
-    try:
-        return storage.read(manifest.NAME)
-    except Absent:
-        raise manifest.unfinished(storage.location) from None
+        super().__init__(location, "images", cache)
+        with self.closed_on_error():
+            self.read_by(Columns(member=_member(self.storage, self.manifest), texts=(KEY, CAPTION)), tombstones)
 
 
 def _member(storage: Storage, content: Manifest) -> str:
@@ -174,7 +141,7 @@ class ImageBuffer:
         return self._memory[: self._samples * height * width * 3].view(self._samples, height, width, 3)
 
 
-class ImageReader:
+class ImageReader(Sources[ImageSet]):
     """Several sets as the sources of one stream.
 
     Raises:
@@ -182,7 +149,7 @@ class ImageReader:
     """
 
     def __init__(self, sets: Sequence[ImageSet], framing: Framing) -> None:
-        self.sets = sets
+        super().__init__(sets)
         self.framing = framing
         self.buckets = {bucket for one in sets for bucket in one.manifest.buckets}
         if ("" in self.buckets) != (framing.resolution is not None):
@@ -202,41 +169,18 @@ class ImageReader:
         sizes = [self.framing.size(bucket) for bucket in self.buckets]
         return ImageBuffer(samples, max(width * height * 3 for width, height in sizes))
 
-    def want(self, shards: Sequence[tuple[int, int]]) -> None:
-        """(source, shard) in order of need: fetch and keep these, let go of all others."""
-        for number, one in enumerate(self.sets):
-            one.shards.keep_only([shard for source, shard in shards if source == number])
-
-    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: whether a storage gave up a spoiled copy."""
-        found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
-        return any(found)
-
-    def interrupt(self) -> None:
-        """End what waits for a storage."""
-        for one in self.sets:
-            one.storage.close()
-
     def fill(self, held: ImageBuffer, row: int, position: int, picks: Picks) -> list[Bad]:
         """Read, check, decode and frame the pictures of `picks` into the rows of the buffer from `row` on."""
         target: Pixels = held.pixels(*self.framing.size(picks.bucket)).numpy()
         frames = self.framing.frames(picks.bucket, position, len(picks.rows))
-        sources, shards, rows = picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist()
         bad = []
-        with ExitStack() as leases:
-            opened = {
-                source: leases.enter_context(
-                    self.sets[source].shards.lease({s for s, of in zip(shards, sources, strict=True) if of == source})
-                )
-                for source in set(sources)
-            }
-            for index, (source, shard, number) in enumerate(zip(sources, shards, rows, strict=True)):
-                place = opened[source][shard]
+        with self.leased(picks) as samples:
+            for index, (place, number) in enumerate(samples):
                 try:
                     target[row + index] = framed(decode(_read(place, number)), frames[index])
                 except Undecodable as error:
-                    tar = self.sets[source].shards.name(shard)
-                    bad.append(Bad(index=index, tar=tar, offset=place.offsets[number] or None, reason=error.cause))
+                    tar, offset = self.tar(picks, index), place.offsets[number] or None
+                    bad.append(Bad(index=index, tar=tar, offset=offset, reason=error.cause))
                     continue
                 held.captions[row + index] = place.texts[CAPTION][number].as_py() or ""
                 held.keys[row + index] = place.texts[KEY][number].as_py()

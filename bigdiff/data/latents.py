@@ -7,9 +7,7 @@ device in one piece and looked at there.
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,13 @@ import torch
 from xxhash import xxh3_64_intdigest as digest
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
-from bigdiff.data.manifest import Manifest
 from bigdiff.data.member import Layout, layout
 from bigdiff.data.preads import preads
-from bigdiff.data.shards import Columns, Opened, Shards
-from bigdiff.data.storage import Absent, Cache, Storage, open_storage
+from bigdiff.data.sets import ShardSet, Sources
+from bigdiff.data.shards import Columns, Opened
+from bigdiff.data.storage import Cache
 from bigdiff.data.stream import Bad
 
 COLUMNS = Columns(member="safetensors")
@@ -74,7 +71,7 @@ class Batch:
         )
 
 
-class LatentSet:
+class LatentSet(ShardSet):
     """An open latent shard set.
 
     Raises:
@@ -82,46 +79,16 @@ class LatentSet:
     """
 
     def __init__(self, location: str, tombstones: Tombstones | None = None, cache: Cache | None = None) -> None:
-        self.storage: Storage = open_storage(location, cache)
-        self.location = location
-        try:
-            self.content = _manifest(self.storage)
-            self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", "latents")
+        super().__init__(location, "latents", cache)
+        with self.closed_on_error():
             self.layouts = layouts(self.manifest.contract, location)
-        except BaseException:
-            self.storage.close()
-            raise
-        none = Tombstones(entries=frozenset())
-        self.shards = Shards(
-            storage=self.storage, manifest=self.manifest, columns=COLUMNS, tombstones=tombstones or none
-        )
-
-    def __enter__(self) -> "LatentSet":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.storage.close()
-        self.shards.close()
-
-    @property
-    def fingerprint(self) -> str:
-        """Sha256 of the manifest file: it names the exact bytes of the set."""
-        return manifest.digest(self.content)
+            self.read_by(COLUMNS, tombstones)
 
     def key(self, shard: int, row: int) -> str:
         """A sample's key, for messages; reads the index again, so not for the hot path."""
         index = self.storage.read(self.manifest.shards[shard].name + self.manifest.index)
         key: str = pq.read_table(pa.BufferReader(index), columns=["key"])["key"][row].as_py()
         return key
-
-
-def _manifest(storage: Storage) -> bytes:
-    try:
-        return storage.read(manifest.NAME)
-    except Absent:
-        raise manifest.unfinished(storage.location) from None
 
 
 def layouts(contract: dict[str, Any], where: str) -> dict[str, Layout]:
@@ -157,7 +124,7 @@ class Buffer:
         return self._targets[member]
 
 
-class LatentReader:
+class LatentReader(Sources[LatentSet]):
     """Several sets as the sources of one stream.
 
     Raises:
@@ -165,7 +132,7 @@ class LatentReader:
     """
 
     def __init__(self, sets: Sequence[LatentSet]) -> None:
-        self.sets = sets
+        super().__init__(sets)
         self.layouts: dict[str, Layout] = {}
         for one in sets:
             for bucket, found in one.layouts.items():
@@ -179,31 +146,10 @@ class LatentReader:
         """A buffer for so many samples of any one bucket."""
         return Buffer(samples, max(one.total for one in self.layouts.values()))
 
-    def want(self, shards: Sequence[tuple[int, int]]) -> None:
-        """(source, shard) in order of need: fetch and keep these, let go of all others."""
-        for number, one in enumerate(self.sets):
-            one.shards.keep_only([shard for source, shard in shards if source == number])
-
-    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: whether a storage gave up a spoiled copy."""
-        found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
-        return any(found)
-
-    def interrupt(self) -> None:
-        """End what waits for a storage."""
-        for one in self.sets:
-            one.storage.close()
-
     def fill(self, held: Buffer, row: int, position: int, picks: Picks) -> list[Bad]:
         """Read and check the members of `picks` into the rows of the buffer from `row` on."""
         total = self.layouts[picks.bucket].total
-        wanted = list(zip(picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist(), strict=True))
-        with ExitStack() as leases:
-            opened = {
-                source: leases.enter_context(self.sets[source].shards.lease({s for of, s, _ in wanted if of == source}))
-                for source in {source for source, _, _ in wanted}
-            }
-            samples = [(opened[source][shard], row) for source, shard, row in wanted]
+        with self.leased(picks) as samples:
             descriptors = np.array([one.descriptor for one, _ in samples], np.int32)
             offsets = np.array([one.offsets[number] for one, number in samples], np.int64)
             rows, targets = held.rows(total).numpy()[row:], held.targets(total)[row:]
@@ -215,7 +161,8 @@ class LatentReader:
                     one, number = samples[index]
                     good = read == total and not one.dead[number] and digest(targets[index]) == one.checksums[number]
                     if not good:
-                        bad.append(self._bad(index, wanted[index], one, read, total))
+                        reason, place = _reason(one, number, read, total), one.offsets[number] or None
+                        bad.append(Bad(index=index, tar=self.tar(picks, index), offset=place, reason=reason))
         return bad
 
     def make(self, held: Buffer, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:
@@ -229,15 +176,6 @@ class LatentReader:
             positions=torch.arange(consumed.position, end, dtype=torch.int64),
             consumed=consumed,
             wait_seconds=wait_seconds,
-        )
-
-    def _bad(self, index: int, sample: tuple[int, int, int], shard: Opened, got: int, total: int) -> Bad:
-        source, number, row = sample
-        return Bad(
-            index=index,
-            tar=self.sets[source].shards.name(number),
-            offset=shard.offsets[row] or None,
-            reason=_reason(shard, row, got, total),
         )
 
 

@@ -1,0 +1,105 @@
+"""Open shard sets, alone and as the sources of one stream: what readers of latents and of images have in common."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
+
+from bigdiff.data import manifest
+from bigdiff.data.course import Picks
+from bigdiff.data.damage import Tombstones
+from bigdiff.data.manifest import Manifest
+from bigdiff.data.shards import Columns, Opened, Shards
+from bigdiff.data.storage import Absent, Cache, Storage, open_storage
+
+
+class ShardSet:
+    """An open set of one kind; a subclass calls `read_by` before anything is read.
+
+    Raises:
+        UsageError: when it is not a finished set of that kind.
+    """
+
+    shards: Shards
+
+    def __init__(self, location: str, kind: Literal["images", "latents"], cache: Cache | None) -> None:
+        self.storage: Storage = open_storage(location, cache)
+        self.location = location
+        with self.closed_on_error():
+            self.content = _content(self.storage)
+            self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", kind)
+
+    def read_by(self, columns: Columns, tombstones: Tombstones | None) -> None:
+        """Say where the index has what is read, and which samples were taken down."""
+        dead = tombstones or Tombstones(entries=frozenset())
+        self.shards = Shards(storage=self.storage, manifest=self.manifest, columns=columns, tombstones=dead)
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Leave nothing open when a constructor fails."""
+        try:
+            yield
+        except BaseException:
+            self.storage.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.storage.close()
+        self.shards.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of the manifest file: it names the exact bytes of the set."""
+        return manifest.digest(self.content)
+
+
+def _content(storage: Storage) -> bytes:
+    try:
+        return storage.read(manifest.NAME)
+    except Absent:
+        raise manifest.unfinished(storage.location) from None
+
+
+One = TypeVar("One", bound=ShardSet)
+
+
+class Sources(Generic[One]):
+    """Several sets as the sources of one stream: the part of a Reader that knows no format."""
+
+    def __init__(self, sets: Sequence[One]) -> None:
+        self.sets = sets
+
+    def want(self, shards: Sequence[tuple[int, int]]) -> None:
+        """(source, shard) in order of need: fetch and keep these, let go of all others."""
+        for number, one in enumerate(self.sets):
+            one.shards.keep_only([shard for source, shard in shards if source == number])
+
+    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
+        """(source, shard) of bad samples: whether a storage gave up a spoiled copy."""
+        found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
+        return any(found)
+
+    def interrupt(self) -> None:
+        """End what waits for a storage."""
+        for one in self.sets:
+            one.storage.close()
+
+    @contextmanager
+    def leased(self, picks: Picks) -> Iterator[list[tuple[Opened, int]]]:
+        """The shard and the row of each picked sample, open until the block ends."""
+        wanted = list(zip(picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist(), strict=True))
+        with ExitStack() as leases:
+            opened = {
+                source: leases.enter_context(self.sets[source].shards.lease({s for of, s, _ in wanted if of == source}))
+                for source in {source for source, _, _ in wanted}
+            }
+            yield [(opened[source][shard], row) for source, shard, row in wanted]
+
+    def tar(self, picks: Picks, index: int) -> str:
+        """Where the tar of a picked sample is, for messages."""
+        return self.sets[int(picks.sources[index])].shards.name(int(picks.shards[index]))
