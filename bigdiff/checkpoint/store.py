@@ -26,7 +26,7 @@ from bigdiff.engine.partition import Partition
 from bigdiff.runtime.files import sha256, sync, write_json
 from bigdiff.runtime.world import World
 
-FORMAT = 1
+FORMAT = 2  # 1 had no fingerprint of the data order
 MASTER, EMA = "master", "ema"
 Which = Literal["ema", "raw"]
 
@@ -152,7 +152,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{folder} is not a checkpoint: {file.name} cannot be read ({error})") from error
     if index.get("format") != FORMAT:
-        raise UsageError(f"{file} has format {index.get('format')!r}, this version reads {FORMAT}")
+        raise UsageError(
+            f"{file} has format {index.get('format')!r}, this version reads {FORMAT}: train that stage again"
+        )
     return index
 
 

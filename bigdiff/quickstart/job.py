@@ -96,6 +96,11 @@ def train(places: Places, size: int) -> list[str]:
     return ["launch/local.py", "--stage", f"quickstart-{size}px", *places.overrides]
 
 
+def audit(places: Places, size: int) -> list[str]:
+    """The proof of what a stage was trained on."""
+    return ["-m", "bigdiff.data.audit", str(places.run(size))]
+
+
 def export(places: Places, size: int) -> list[str]:
     """A trained stage -> a diffusers pipeline."""
     return ["launch/export.py", "--run", str(places.run(size)), "--output", str(places.pipeline(size))]
@@ -115,7 +120,8 @@ def run(command: Sequence[str], say: Callable[[str], None]) -> None:
             process.wait()  # it got the same Ctrl-C and is saving; `door` turns the rest into exit code 130
             raise
     if code:
-        raise RunError(f"python {command[0]} ended with exit code {code}; the same command again continues")
+        name = " ".join(command[:2]) if command[0] == "-m" else command[0]
+        raise RunError(f"python {name} ended with exit code {code}; the same command again continues")
 
 
 def prepare(places: Places, clock: Clock, say: Callable[[str], None]) -> None:
@@ -135,6 +141,8 @@ def stage(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -
     """Train, export and judge one stage."""
     with clock.phase(f"train quickstart-{size}px", say):
         run(train(places, size), say)
+    with clock.phase("audit: was every position read once, and the right sample at each?", say):
+        run(audit(places, size), say)
     with clock.phase(f"export the {size} px pipeline", say):
         run(export(places, size), say)
     with clock.phase(f"judge 128 held-out captions at {size} px", say):
