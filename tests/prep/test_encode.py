@@ -73,7 +73,7 @@ def test_stock_webdataset_and_our_reader_see_every_sample(
         reader = LatentReader([latents])
         held = reader.hold(10)
         assert reader.fill(held, 0, 0, picks) == [], "every checksum is right"
-        batch = reader.make(held, picks, Consumed(position=0, samples=10, digest=0, substituted=()), 0.0)
+        batch = reader.make(held, 0, picks, Consumed(position=0, samples=10, digest=0, substituted=()), 0.0)
     for row, sample in enumerate(stock):
         tensors = safetensors.torch.load(sample["safetensors"])
         assert torch.equal(tensors["moments"], batch.moments[row])
