@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bigdiff.config.errors import UsageError
-from bigdiff.config.schema import Cluster, Stage, check
+from bigdiff.config.rules import check
+from bigdiff.config.schema import Cluster, Stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from transformers import CLIPTokenizer
 from bigdiff.checkpoint import layout, store
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load
-from bigdiff.config.schema import Diffusion, Stage, check
+from bigdiff.config.rules import check
+from bigdiff.config.schema import Diffusion, Stage
 from bigdiff.export.card import card
 from bigdiff.models.components import build_unet, load_text_encoder, load_tokenizer, load_vae
 from bigdiff.runtime.files import TEMPORARY, sync, write_bytes
