@@ -236,16 +236,18 @@ def save_checkpoint(folder: Path, denoiser: "Denoiser", step: int) -> None:
 
     from bigdiff.checkpoint import store
     from bigdiff.checkpoint.state import Identity, TrainState
-    from bigdiff.engine.partition import Partition, Placed
+    from bigdiff.engine.partition import Partition, Piece, dense
     from bigdiff.runtime.world import World
 
     parts = {name: parameter.detach() for name, parameter in denoiser.trained().items()}
-    offsets = np.cumsum([0, *(one.numel() for one in parts.values())]).tolist()
-    places = [Placed(name=name, shape=tuple(one.shape), offset=at) for (name, one), at in zip(parts.items(), offsets)]  # noqa: B905
     flat = torch.cat([one.flatten() for one in parts.values()])
     content = store.Content(
-        partition=Partition(layout=tuple(places), total=len(flat), start=0, master=flat),
-        tensors={"exp_avg": flat * 0, "exp_avg_sq": flat * 0, store.EMA: flat * 0.5},
+        partition=Partition(
+            layout=dense((name, one.shape) for name, one in parts.items()),
+            pieces=(Piece(local=0, start=0, length=len(flat)),),
+            masters=(flat,),
+        ),
+        tensors={"exp_avg": (flat * 0,), "exp_avg_sq": (flat * 0,), store.EMA: (flat * 0.5,)},
         state=TrainState(step=step, samples_seen=8 * step),
         identity=Identity(seed=0, manifest="ab" * 32, total=8, order="o"),
         about={"stage": "toy"},

@@ -1,16 +1,16 @@
 """Checkpoints that are whole or absent, and load on any number of ranks.
 
-All trained weights form one flat vector (bigdiff.engine.partition.Partition). Each rank writes its slice of the fp32
-masters, of AdamW's moments and of the EMA to one safetensors file; `index.json` says where each parameter and each
-slice lies. A loader of another world size reads the ranges it needs, so nothing is converted. The folder is written
-aside under a name of its own, synced and renamed: the newest folder whose files have their recorded checksums is the
-checkpoint, whatever was killed when.
+All trained weights form one flat vector (bigdiff.engine.partition). Each rank writes what it owns of the fp32 masters,
+of AdamW's moments and of the EMA to one safetensors file, its pieces one behind the other; `index.json` says where each
+parameter and each piece lies. A loader of another world size reads the ranges it needs, so nothing is converted. The
+folder is written aside under a name of its own, synced and renamed: the newest folder whose files have their recorded
+checksums is the checkpoint, whatever was killed when.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,23 +22,23 @@ from safetensors.torch import save_file
 from bigdiff.checkpoint import layout
 from bigdiff.checkpoint.state import Identity, TrainState
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.engine.partition import Partition
+from bigdiff.engine.partition import Partition, Piece, dense, named
 from bigdiff.runtime.files import sha256, sync, write_json
 from bigdiff.runtime.world import World
 
-FORMAT = 2  # 1 had no fingerprint of the data order
+FORMAT = 3  # 1 had no fingerprint of the data order, 2 had one slice per rank
 MASTER, EMA = "master", "ema"
 Which = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saved:
-    """A verified checkpoint and this rank's slices of it."""
+    """A verified checkpoint and what this rank owns of it."""
 
     folder: Path
     state: TrainState
     identity: Identity
-    tensors: dict[str, torch.Tensor]  # master, exp_avg, exp_avg_sq, ema: as long as the rank's partition
+    vectors: dict[str, torch.Tensor]  # master, exp_avg, exp_avg_sq, ema: local vectors, fp32 [partition.length]
     about: dict[str, str]  # as it was given to `save`
 
 
@@ -47,7 +47,7 @@ class Content:
     """What one rank puts into a checkpoint; `about` is plain text kept for the reader (config, versions)."""
 
     partition: Partition
-    tensors: dict[str, torch.Tensor]  # slices beside the master: exp_avg, exp_avg_sq, ema
+    tensors: dict[str, Sequence[torch.Tensor]]  # beside the masters and aligned with them: exp_avg, exp_avg_sq, ema
     state: TrainState
     identity: Identity
     about: dict[str, str]
@@ -75,18 +75,22 @@ def save(run: Path, world: World, content: Content, keep: int) -> Path:
 
 
 def _write_slice(path: Path, content: Content) -> dict[str, Any]:
-    partition = content.partition
-    length = max(0, min(len(partition.master), partition.total - partition.start))  # without the padding
-    tensors = {MASTER: partition.master, **content.tensors}
-    save_file({name: tensor.detach()[:length].cpu().contiguous() for name, tensor in tensors.items()}, path)
+    pieces = content.partition.pieces
+    tensors = {MASTER: content.partition.masters, **content.tensors}
+    save_file({name: _compact(parts, pieces) for name, parts in tensors.items()}, path)
     sync(path)
     return {
         "name": path.name,
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
-        "start": partition.start,
-        "length": length,
+        "pieces": [[piece.start, piece.length] for piece in pieces],  # of the flat vector, in the order of the file
     }
+
+
+def _compact(parts: Sequence[torch.Tensor], pieces: Sequence[Piece]) -> torch.Tensor:
+    """The pieces of a local vector one behind the other, on the CPU, without the padding."""
+    local = torch.cat([part.detach().reshape(-1).cpu() for part in parts])
+    return torch.cat([local[:0], *(local[piece.local : piece.local + piece.length] for piece in pieces)])
 
 
 def _write_index(folder: Path, content: Content, files: list[dict[str, Any]]) -> None:
@@ -127,12 +131,11 @@ def load(run: Path, world: World, partition: Partition, warn: Callable[[str], No
         mine = [[placed.name, list(placed.shape), placed.offset] for placed in partition.layout]
         if index["layout"] != mine:
             raise UsageError(f"{folder} holds another network than this stage's model: use another run folder")
-        end = partition.start + len(partition.master)
         return Saved(
             folder=folder,
             state=TrainState(**index["state"]),
             identity=Identity(**index["identity"]),
-            tensors=read_range(folder, index, partition.start, end),
+            vectors=read_pieces(folder, index, partition.pieces, partition.length),
             about=index["about"],
         )
     if folders:
@@ -175,18 +178,25 @@ def damaged(folder: Path, part: int = 0, parts: int = 1) -> str:
     return ""
 
 
-def read_range(folder: Path, index: dict[str, Any], start: int, end: int) -> dict[str, torch.Tensor]:
-    """Elements [start, end) of every flat vector in a checkpoint, fp32 on the CPU; zeros behind the last parameter."""
-    pieces: dict[str, torch.Tensor] = {}
+def read_pieces(folder: Path, index: dict[str, Any], pieces: Sequence[Piece], length: int) -> dict[str, torch.Tensor]:
+    """Local vectors fp32 [length] on the CPU, of every name in a checkpoint; zeros where no piece lies."""
+    vectors: dict[str, torch.Tensor] = {}
     for file in index["files"]:
-        low, high = max(start, file["start"]), min(end, file["start"] + file["length"])
-        if low >= high:
+        wanted, at = [], 0  # (in the local vector, in the file, elements)
+        for start, size in file["pieces"]:
+            for piece in pieces:
+                low, high = max(start, piece.start), min(start + size, piece.start + piece.length)
+                if low < high:
+                    wanted.append((piece.local + low - piece.start, at + low - start, high - low))
+            at += size
+        if not wanted:
             continue
         with safe_open(folder / file["name"], framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
-                whole = pieces.setdefault(name, torch.zeros(end - start))
-                whole[low - start : high - start] = stored.get_slice(name)[low - file["start"] : high - file["start"]]
-    return pieces
+                vector, held = vectors.setdefault(name, torch.zeros(length)), stored.get_slice(name)
+                for local, offset, count in wanted:
+                    vector[local : local + count] = held[offset : offset + count]
+    return vectors
 
 
 def read_weights(folder: Path, which: Which) -> dict[str, torch.Tensor]:
@@ -199,9 +209,7 @@ def read_weights(folder: Path, which: Which) -> dict[str, torch.Tensor]:
     if damage:
         raise UsageError(f"checkpoint {folder} is damaged ({damage}): choose another one")
     index = read_index(folder)
-    flat = read_range(folder, index, 0, index["total"])[MASTER if which == "raw" else EMA]
-    weights: dict[str, torch.Tensor] = {}
-    for name, shape, offset in index["layout"]:
-        size = torch.Size(shape)
-        weights[name] = flat[offset : offset + size.numel()].reshape(size).clone()
-    return weights
+    places = dense((name, shape) for name, shape, _ in index["layout"])
+    whole = Piece(local=0, start=0, length=index["total"])
+    flat = read_pieces(folder, index, [whole], index["total"])[MASTER if which == "raw" else EMA]
+    return {name: weight.clone() for name, weight in named(places, flat).items()}

@@ -1,6 +1,7 @@
 """ZeRO through DeepSpeed: configuration, one step, and this rank's share of weights and optimizer state."""
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from bigdiff.config.errors import RunError
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.engine import optim
-from bigdiff.engine.partition import Partition, Placed
+from bigdiff.engine.partition import Partition, Piece, dense, named, owned
 from bigdiff.runtime.world import World
 
 
@@ -60,6 +61,7 @@ class Engine:
         deepspeed.logger.setLevel(logging.WARNING)
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime", on a CPU
         self.optim, self.steps = stage.optim, stage.steps
+        self.trained = trained
         self.names = {id(parameter): name for name, parameter in trained.items()}
         self.half = bf16(stage, world.device)
         self.accumulation = accumulation(stage, world.size)
@@ -97,52 +99,51 @@ class Engine:
 
     @cached_property  # the loop asks at every step; DeepSpeed lays the weights out once
     def partition(self) -> Partition:
-        """This rank's slice of the flat weights, for the EMA and the checkpoint."""
+        """What this rank owns of the flat weights, for the EMA and the checkpoint."""
         (parameters,) = self._zero.round_robin_bit16_groups
         (offsets,) = self._zero.round_robin_bit16_offsets
         (master,) = self._zero.single_partition_of_fp32_groups
-        layout = tuple(
-            Placed(name=self.names[id(parameter)], shape=tuple(parameter.shape), offset=int(offset))
-            for parameter, offset in zip(parameters, offsets, strict=True)
-        )
-        last = parameters[-1]
-        total = layout[-1].offset + last.numel()
-        return Partition(layout=layout, total=total, start=self._rank * master.numel(), master=master)
+        at = {self.names[id(parameter)]: int(offset) for parameter, offset in zip(parameters, offsets, strict=True)}
+        layout = dense((name, parameter.shape) for name, parameter in self.trained.items())
+        low = self._rank * master.numel()
+        pieces = owned(layout, [at[placed.name] for placed in layout], low, low + master.numel())
+        return Partition(layout=layout, pieces=pieces, masters=(master,))
 
-    def moments(self) -> dict[str, torch.Tensor]:
-        """AdamW's `exp_avg` and `exp_avg_sq` of this rank's slice, live; zeros before the first step."""
-        master = self.partition.master
+    def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        """AdamW's `exp_avg` and `exp_avg_sq` of what this rank owns, live; zeros before the first step."""
+        (master,) = self.partition.masters
         state = self._zero.optimizer.state[master]
-        return {name: state.get(name, torch.zeros_like(master)) for name in ("exp_avg", "exp_avg_sq")}
+        return {name: (state.get(name, torch.zeros_like(master)),) for name in ("exp_avg", "exp_avg_sq")}
 
     @torch.no_grad()
-    def restore(self, master: torch.Tensor, moments: dict[str, torch.Tensor] | None, step: int) -> None:
-        """Put back this rank's slice after `step` optimizer steps; `moments` None starts the optimizer afresh.
+    def restore(self, master: torch.Tensor, moments: dict[str, torch.Tensor] | None, updates: int) -> None:
+        """Put back this rank's local vectors after `updates` optimizer updates.
 
-        The low-precision weights of all ranks are rebuilt from the masters, as at the end of an optimizer step.
+        `moments` None starts the optimizer afresh. The low-precision weights of all ranks
+        are rebuilt from the masters, as at the end of an optimizer step.
         """
-        partition = self.partition
-        if master.shape != partition.master.shape:
-            raise RunError(
-                f"a slice of {tuple(master.shape)} does not fit the partition {tuple(partition.master.shape)}"
-            )
-        partition.master.copy_(master)
+        (mine,) = self.partition.masters
+        if master.shape != mine.shape:
+            raise RunError(f"a slice of {tuple(master.shape)} does not fit the partition {tuple(mine.shape)}")
+        mine.copy_(master)
         state = self._zero.optimizer.state
-        state.pop(partition.master, None)
-        if moments is not None and step > 0:
-            count = torch.tensor(float(step), dtype=torch.float32, device=partition.master.device)
-            copies = {name: moment.to(partition.master.device, copy=True) for name, moment in moments.items()}
-            state[partition.master] = {"step": count, **copies}
+        state.pop(mine, None)
+        if moments is not None and updates > 0:
+            count = torch.tensor(float(updates), dtype=torch.float32, device=mine.device)
+            copies = {name: moment.to(mine.device, copy=True) for name, moment in moments.items()}
+            state[mine] = {"step": count, **copies}
         self._zero.update_lp_params()
 
     @torch.no_grad()
-    def gather(self, local: torch.Tensor) -> dict[str, torch.Tensor]:
-        """All ranks' slices of a flat vector (this rank's is `local`) as named, shaped tensors; collective."""
-        slices = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(slices, local)
-        flat = torch.cat(slices)
-        named: dict[str, torch.Tensor] = {}
-        for placed in self.partition.layout:
-            size = torch.Size(placed.shape)
-            named[placed.name] = flat[placed.offset : placed.offset + size.numel()].reshape(size)
-        return named
+    def gather(self, local: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All ranks' tensors aligned with their masters (this rank's are `local`) as named, shaped ones; collective."""
+        (mine,) = local
+        slices = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(slices, mine)
+        everyone: list[tuple[Piece, ...]] = [()] * len(slices)
+        dist.all_gather_object(everyone, self.partition.pieces)
+        flat = torch.empty(self.partition.total, dtype=mine.dtype, device=mine.device)
+        for pieces, other in zip(everyone, slices, strict=True):
+            for piece in pieces:
+                flat[piece.start : piece.start + piece.length] = other[piece.local : piece.local + piece.length]
+        return named(self.partition.layout, flat)

@@ -19,14 +19,14 @@ def train(run: Run) -> Outcome:
         rate = optimizer_step(run, batches)
         if run.ledger is not None:
             run.ledger.write(run.state.step, [batch.consumed for batch in batches])
-        run.ema.update([run.engine.partition.master], run.state.step)
+        run.ema.update(run.engine.partition.masters, run.state.step)
         run.state = run.state.after(stage.batch.total)
         step, last = run.state.step, run.state.step == stage.steps
         stopping = run.stop.agreed(run.world)
         if step % stage.log.every == 0 or last or stopping:
             log(run, rate)
         if run.preview is not None and (step % stage.preview.every == 0 or last):
-            picture = run.preview.draw(run.engine.gather(run.ema.shadow[0]))
+            picture = run.preview.draw(run.engine.gather(run.ema.shadow))
             if run.writer is not None:
                 run.writer.image("preview/ema", picture, run.state.samples_seen)
         if step % stage.checkpoint.every == 0 or last or stopping:
@@ -93,7 +93,7 @@ def save(run: Run) -> None:
     """Write a checkpoint; collective."""
     if run.ledger is not None:
         run.ledger.sync()  # the checkpoint must not know of samples that the ledger could lose
-    tensors = {**run.engine.moments(), store.EMA: run.ema.shadow[0]}
+    tensors = {**run.engine.moments(), store.EMA: run.ema.shadow}
     content = store.Content(
         partition=run.engine.partition,
         tensors=tensors,

@@ -69,7 +69,7 @@ def building(stage: Stage, world: World, stop: Stop) -> Iterator[Run]:
         denoiser = build_denoiser(stage, text_encoder, say)
         engine = Engine(denoiser, denoiser.trained(), stage, world)
         identity = stream.identity(stage, sets, course)
-        ema = Ema([engine.partition.master], stage.ema.decay)
+        ema = Ema(engine.partition.masters, stage.ema.decay)
         start = stream.start_name(stage, world)
         state, parent = resume(folder, world, engine, ema, identity)
         if world.first:
@@ -214,9 +214,10 @@ def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Ident
         raise UsageError(
             f"{folder} cannot be continued: {'; '.join(changed)}. Undo that, or use another `name` or `runs`"
         )
-    moments = {name: saved.tensors[name] for name in ("exp_avg", "exp_avg_sq")}
-    engine.restore(saved.tensors[store.MASTER], moments, saved.state.step)
-    ema.shadow[0].copy_(saved.tensors[store.EMA])
+    moments = {name: saved.vectors[name] for name in ("exp_avg", "exp_avg_sq")}
+    engine.restore(saved.vectors[store.MASTER], moments, saved.state.step)
+    for shadow, part in zip(ema.shadow, engine.partition.split(saved.vectors[store.EMA]), strict=True):
+        shadow.copy_(part)
     return saved.state, saved.about.get(START, "")
 
 

@@ -14,19 +14,20 @@ import json, sys, torch
 from pathlib import Path
 from bigdiff.checkpoint import store
 from bigdiff.checkpoint.state import Identity, TrainState
-from bigdiff.engine.partition import Partition, Placed
+from bigdiff.engine.partition import Partition, dense, owned
 from bigdiff.runtime.world import enter, leave
 what, run, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 w = enter(60)
-places = (Placed(name="a", shape=(3, 5), offset=0), Placed(name="b", shape=(8,), offset=15))
+places = dense([("a", (3, 5)), ("b", (8,))])
 share = -(-24 // w.size)
 flat = torch.zeros(share * w.size)
 flat[:23] = torch.arange(23.0) + step
 mine = flat[w.rank * share:(w.rank + 1) * share].clone()
-partition = Partition(layout=places, total=23, start=w.rank * share, master=mine)
+pieces = owned(places, [0, 15], w.rank * share, (w.rank + 1) * share)
+partition = Partition(layout=places, pieces=pieces, masters=(mine,))
 told = []
 if what == "save":
-    tensors = {"exp_avg": mine * 2, "exp_avg_sq": mine * 3, "ema": mine * 4}
+    tensors = {"exp_avg": (mine * 2,), "exp_avg_sq": (mine * 3,), "ema": (mine * 4,)}
     content = store.Content(partition=partition, tensors=tensors, state=TrainState(step=step, samples_seen=10 * step),
                             identity=Identity(seed=1, manifest="m", total=4, order="o"), about={"stage": "toy"})
     store.save(run, w, content, keep=2)
@@ -36,7 +37,7 @@ else:
         print(json.dumps({"none": True}))
     else:
         print(json.dumps({"step": got.state.step, "samples": got.state.samples_seen, "seed": got.identity.seed,
-                          "told": told, **{n: t.tolist() for n, t in got.tensors.items()}}))
+                          "told": told, **{n: t.tolist() for n, t in got.vectors.items()}}))
 leave()
 """
 Ranks = Callable[..., list[str]]

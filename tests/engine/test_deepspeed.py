@@ -32,7 +32,7 @@ torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.SiLU(), torch.nn.Linear(7, 3))
 engine = Engine(net, dict(net.named_parameters()), stage, w)
 x, y = torch.randn(48, 5), torch.randn(48, 3)
-ema = Ema([engine.partition.master], 0.9)
+ema = Ema(engine.partition.masters, 0.9)
 losses, norms = [], []
 def advance(step):
     total = torch.zeros(())
@@ -47,13 +47,13 @@ def advance(step):
 for step in range(6):
     losses.append(advance(step))
     norms.append(float(engine.grad_norm()))
-    ema.update([engine.partition.master], step)
+    ema.update(engine.partition.masters, step)
     if step == 2:
-        kept = engine.partition.master.detach().clone(), {n: t.clone() for n, t in engine.moments().items()}
-weights = {n: t.flatten().tolist() for n, t in engine.gather(engine.partition.master).items()}
+        kept = torch.cat(engine.partition.masters).clone(), {n: torch.cat(t) for n, t in engine.moments().items()}
+weights = {n: t.flatten().tolist() for n, t in engine.gather(engine.partition.masters).items()}
 engine.restore(*kept, 3)
 again = [advance(step) for step in range(3, 6)]
-averaged = {n: t.flatten().tolist() for n, t in engine.gather(ema.shadow[0]).items()}
+averaged = {n: t.flatten().tolist() for n, t in engine.gather(ema.shadow).items()}
 leave()
 print(json.dumps({"losses": losses, "norms": norms, "weights": weights, "ema": averaged, "again": again}))
 """
