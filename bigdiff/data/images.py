@@ -4,7 +4,6 @@ For training without precomputed latents and for validation: the order, substitu
 (bigdiff.data.stream), and the pixels those that latents are made of (bigdiff.data.pixels).
 """
 
-import errno
 import os
 import re
 from collections.abc import Sequence
@@ -16,16 +15,16 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import UsageError
 from bigdiff.data.course import Picks
-from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
+from bigdiff.data.damage import Consumed, Tombstones
 from bigdiff.data.decoding import Pixels, Undecodable, decode
 from bigdiff.data.index import picture_member
 from bigdiff.data.manifest import Manifest
 from bigdiff.data.pixels import Frame, framed
 from bigdiff.data.sets import ShardSet, Sources
-from bigdiff.data.shards import Columns, Opened
-from bigdiff.data.storage import Absent, Cache, Storage
+from bigdiff.data.shards import Columns, Opened, unusable
+from bigdiff.data.storage import Absent, Cache, Corrupt, Storage
 from bigdiff.data.stream import Bad
 from bigdiff.runtime.seeding import bits
 
@@ -115,7 +114,7 @@ def _member(storage: Storage, content: Manifest) -> str:
         name = shard.name + content.index
         try:
             known = pq.read_schema(pa.BufferReader(storage.read(name))).names
-        except (Absent, pa.ArrowException, OSError):
+        except (Absent, Corrupt, pa.ArrowException, OSError):
             continue  # a damaged shard: its samples are substituted when they are met
         found = picture_member(known)
         if found is None:
@@ -206,23 +205,16 @@ def _read(shard: Opened, row: int) -> bytes:
     Raises:
         Undecodable: when it is not what the index says, or was taken down.
     """
-    if shard.descriptor < 0:
-        raise Undecodable(shard.damage)
-    if shard.dead[row]:
-        raise Undecodable(TOMBSTONE)
-    length = shard.lengths[row]
+    length, content, read = shard.lengths[row], b"", 0
+    if shard.damage or shard.dead[row]:
+        raise Undecodable(unusable(shard, row, read, length))
     if not 0 < length <= MAX_BYTES:
         raise Undecodable(f"its file has a length of {length} bytes")
     try:
         content = os.pread(shard.descriptor, length, shard.offsets[row])
+        read = len(content)
     except OSError as error:
-        if error.errno != errno.EIO:  # anything else may be over in a minute: not a property of the data
-            raise RunError(
-                f"reading a shard failed ({error}): start again to go on from the last checkpoint"
-            ) from error
-        raise Undecodable("the disk cannot read it: " + str(error)) from error
-    if len(content) != length:
-        raise Undecodable(f"truncated: {len(content)} of {length} bytes")
-    if xxhash.xxh3_64_intdigest(content) != shard.checksums[row]:
-        raise Undecodable("bytes differ from the index's checksum")
+        read = -(error.errno or 0)
+    if read != length or xxhash.xxh3_64_intdigest(content) != shard.checksums[row]:
+        raise Undecodable(unusable(shard, row, read, length))
     return content

@@ -4,8 +4,6 @@ The bytes of a member are the tensors (bigdiff.data.member), so a micro-batch is
 device in one piece and looked at there.
 """
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +14,13 @@ import pyarrow.parquet as pq
 import torch
 from xxhash import xxh3_64_intdigest as digest
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import UsageError
 from bigdiff.data.course import Picks
-from bigdiff.data.damage import TOMBSTONE, Consumed, Tombstones
+from bigdiff.data.damage import Consumed, Tombstones
 from bigdiff.data.member import Layout, layout
 from bigdiff.data.preads import preads
 from bigdiff.data.sets import ShardSet, Sources
-from bigdiff.data.shards import Columns, Opened
+from bigdiff.data.shards import Columns, unusable
 from bigdiff.data.storage import Cache
 from bigdiff.data.stream import Bad
 
@@ -86,7 +84,8 @@ class LatentSet(ShardSet):
 
     def key(self, shard: int, row: int) -> str:
         """A sample's key, for messages; reads the index again, so not for the hot path."""
-        index = self.storage.read(self.manifest.shards[shard].name + self.manifest.index)
+        of = self.manifest.shards[shard]
+        index = self.storage.read(of.name + self.manifest.index, of.index_sha256)
         key: str = pq.read_table(pa.BufferReader(index), columns=["key"])["key"][row].as_py()
         return key
 
@@ -161,7 +160,7 @@ class LatentReader(Sources[LatentSet]):
                     one, number = samples[index]
                     good = read == total and not one.dead[number] and digest(targets[index]) == one.checksums[number]
                     if not good:
-                        reason, place = _reason(one, number, read, total), one.offsets[number] or None
+                        reason, place = unusable(one, number, read, total), one.offsets[number] or None
                         bad.append(Bad(index=index, tar=self.tar(picks, index), offset=place, reason=reason))
         return bad
 
@@ -177,18 +176,3 @@ class LatentReader(Sources[LatentSet]):
             consumed=consumed,
             wait_seconds=wait_seconds,
         )
-
-
-def _reason(shard: Opened, row: int, got: int, total: int) -> str:
-    # why the sample cannot be used
-    if shard.damage:
-        return shard.damage
-    if shard.dead[row]:
-        return TOMBSTONE
-    if got < 0 and -got != errno.EIO:  # anything else may be over in a minute: not a property of the data
-        raise RunError(f"reading a shard failed ({os.strerror(-got)}): start again to go on from the checkpoint")
-    if got < 0:
-        return f"unreadable: {os.strerror(-got)}"
-    if got != total or shard.lengths[row] != total:
-        return f"truncated: {min(got, shard.lengths[row])} of {total} bytes"
-    return "bytes differ from the index's checksum"

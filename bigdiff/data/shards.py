@@ -1,5 +1,6 @@
 """The open shards of a set: a descriptor and an index each, few at a time, shared by the threads of a process."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.data.damage import Tombstones
+from bigdiff.data.damage import TOMBSTONE, Tombstones
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.data.storage import Absent, Corrupt, Storage
 
@@ -232,6 +233,25 @@ def broken(rows: int, damage: str) -> Opened:
         dead=bytes(rows),
         damage=damage,
     )
+
+
+def unusable(shard: Opened, row: int, read: int, length: int) -> str:
+    """Why a sample cannot be used, of which `read` bytes of `length` came, or minus the system's error number.
+
+    Raises:
+        RunError: for an error that may be over in a minute, so that it is no property of the data.
+    """
+    if shard.damage:
+        return shard.damage
+    if shard.dead[row]:
+        return TOMBSTONE
+    if read < 0 and -read != errno.EIO:
+        raise RunError(f"reading a shard failed ({os.strerror(-read)}): start again to go on from the last checkpoint")
+    if read < 0:
+        return f"unreadable: {os.strerror(-read)}"
+    if read != length or shard.lengths[row] != length:
+        return f"truncated: {min(read, shard.lengths[row])} of {length} bytes"
+    return "bytes differ from the index's checksum"
 
 
 def allow_files(count: int) -> None:
