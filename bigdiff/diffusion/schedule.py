@@ -1,4 +1,4 @@
-"""The forward process: betas, alphas_cumprod, and what a noisy latent and a velocity are."""
+"""The forward process: betas, alphas_cumprod, and what a noisy latent, a velocity and a signal-to-noise ratio are."""
 
 import torch
 
@@ -8,14 +8,27 @@ from bigdiff.config.schema import Diffusion
 def alphas_cumprod(diffusion: Diffusion) -> torch.Tensor:
     """Product of (1 - beta_s) for s <= t, float64 [train_timesteps] (Ho et al. 2020, between eq. 3 and 4).
 
-    `scaled_linear` is linear in sqrt(beta), the "linear" schedule of the latent-diffusion code.
+    `scaled_linear` is linear in sqrt(beta), the "linear" schedule of the latent-diffusion code. With
+    `zero_terminal_snr` the last value is exactly 0.
     """
     steps, start, end = diffusion.train_timesteps, diffusion.beta_start, diffusion.beta_end
     if diffusion.beta_schedule == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     else:
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    return torch.cumprod(1.0 - betas, dim=0)
+    cumulative = torch.cumprod(1.0 - betas, dim=0)
+    return zero_terminal(cumulative) if diffusion.zero_terminal_snr else cumulative
+
+
+def zero_terminal(cumulative: torch.Tensor) -> torch.Tensor:
+    """Shift and scale sqrt(alpha_bar) so that the first stays and the last is 0 (Lin et al. 2024, algorithm 1)."""
+    roots = cumulative.sqrt()
+    return ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+
+
+def signal_to_noise(cumulative: torch.Tensor) -> torch.Tensor:
+    """SNR(t) = alpha_bar_t / (1 - alpha_bar_t), 0 where alpha_bar is (Kingma et al. 2021, eq. 2)."""
+    return cumulative / (1.0 - cumulative)
 
 
 def signal_and_noise(cumulative: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

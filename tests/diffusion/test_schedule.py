@@ -1,11 +1,21 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from diffusers.training_utils import compute_snr
 
 from bigdiff.config.schema import Diffusion
 from bigdiff.diffusion import schedule
 
-CASES = [Diffusion(beta_schedule=name) for name in ("scaled_linear", "linear")]
+CASES = [
+    Diffusion(beta_schedule=name, zero_terminal_snr=zero)
+    for name in ("scaled_linear", "linear")
+    for zero in (False, True)
+]
+
+
+def label(case: Diffusion) -> str:
+    return f"{case.beta_schedule}{'-zero' if case.zero_terminal_snr else ''}"
 
 
 def theirs(diffusion: Diffusion) -> DDPMScheduler:
@@ -14,17 +24,39 @@ def theirs(diffusion: Diffusion) -> DDPMScheduler:
         beta_schedule=diffusion.beta_schedule,
         beta_start=diffusion.beta_start,
         beta_end=diffusion.beta_end,
+        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
     )
 
 
-@pytest.mark.parametrize("diffusion", CASES, ids=lambda case: case.beta_schedule)
+@pytest.mark.parametrize("diffusion", CASES, ids=label)
 def test_alphas_cumprod_is_diffusers(diffusion: Diffusion) -> None:
     ours = schedule.alphas_cumprod(diffusion)
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours.float(), theirs(diffusion).alphas_cumprod, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("diffusion", CASES, ids=lambda case: case.beta_schedule)
+def test_zero_terminal_snr_is_algorithm_1() -> None:
+    for name in ("scaled_linear", "linear"):
+        plain = schedule.alphas_cumprod(Diffusion(beta_schedule=name))
+        betas = 1 - plain / torch.cat((torch.ones(1, dtype=torch.float64), plain[:-1]))
+        ours = schedule.zero_terminal(plain)
+        torch.testing.assert_close(
+            ours, torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0), rtol=1e-9, atol=1e-15
+        )
+        assert ours[-1] == 0.0
+        assert float(ours[0]) == pytest.approx(float(plain[0]), rel=1e-12)
+        assert (ours[1:] < ours[:-1]).all()
+
+
+@pytest.mark.parametrize("diffusion", CASES, ids=label)
+def test_signal_to_noise_is_diffusers(diffusion: Diffusion) -> None:
+    ours = schedule.signal_to_noise(schedule.alphas_cumprod(diffusion))
+    snr = compute_snr(theirs(diffusion), torch.arange(1000))
+    torch.testing.assert_close(ours.float(), snr, rtol=3e-4, atol=1e-6)  # theirs is made of fp32 products
+    assert (ours[-1] == 0) == diffusion.zero_terminal_snr
+
+
+@pytest.mark.parametrize("diffusion", CASES, ids=label)
 def test_noise_and_velocity_are_diffusers(diffusion: Diffusion) -> None:
     torch.manual_seed(0)
     latents, noise = torch.randn(8, 4, 6, 6), torch.randn(8, 4, 6, 6)
