@@ -21,18 +21,23 @@ def test_names_round_trip(tmp_path: Path) -> None:
 def test_newest_first_and_only_whole_ones(tmp_path: Path) -> None:
     assert layout.latest(tmp_path) is None
     two, ten = made(tmp_path, 2), made(tmp_path, 10)
-    made(tmp_path, 11, whole=False)
-    (layout.checkpoints(tmp_path) / "writing-step-00000012-1").mkdir()
+    eleven = made(tmp_path, 11, whole=False)
+    for prefix in (layout.WRITING, layout.REPLACED, layout.REMOVING):
+        made(tmp_path, 12).rename(layout.aside(layout.checkpoint(tmp_path, 12), prefix, "ab12-1"))
     assert layout.saved(tmp_path) == [ten, two]
+    assert layout.folders(tmp_path) == [eleven, ten, two]
     assert layout.latest(tmp_path) == ten
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, 1), (2, 2), (5, 3)])
-def test_retention_keeps_the_newest(tmp_path: Path, keep: int, left: int) -> None:
-    folders = [made(tmp_path, step) for step in (30, 20, 10)]
-    assert layout.superseded(folders, keep) == folders[left:]
+@pytest.mark.parametrize("step", [7, 123_456_789])
+def test_another_name_leads_back(tmp_path: Path, step: int) -> None:
+    folder = layout.checkpoint(tmp_path, step)
+    names = {layout.aside(folder, prefix, "12345678") for prefix in (layout.WRITING, layout.REMOVING)}
+    assert len(names) == 2
+    assert {layout.restored(name) for name in names} == {folder}
 
 
-def test_shards_sort_by_rank() -> None:
+def test_files_sort_by_rank_and_a_record_is_not_a_share() -> None:
     names = [layout.shard(rank, 256) for rank in range(256)]
     assert names == sorted(names)
+    assert Path(layout.record(3, 256)).stem == Path(layout.shard(3, 256)).stem
