@@ -1,11 +1,11 @@
-"""Stages in order, each starting from the weights of the one before."""
+"""The stages that make a model: a graph in which each stage starts from random weights or from another's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bigdiff.config.errors import UsageError
-from bigdiff.config.load import CONFIGS, find, load, load_stage
+from bigdiff.config.load import CARD, CONFIGS, find, load, load_stage
 from bigdiff.config.schema import Stage
 
 
@@ -15,46 +15,86 @@ class Recipe:
 
     name: str
     about: str = ""  # for a person
-    stages: tuple[str, ...]  # names of stage files, in the order of training
+    stages: tuple[str, ...]  # names of stage files, each after the one it starts from or not: they are sorted
+    facts: str = ""  # folder under configs/fidelity: what is published about these stages
 
 
-def load_recipe(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> tuple[Recipe, tuple[Stage, ...]]:
-    """The recipe `name` (a file under configs/recipes, or a path to one) and its stages; `overrides` go to every stage.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A stage of a recipe, and the file it came from: profiles and arguments give stages other names."""
+
+    file: str  # "512px", of configs/stages/512px.yaml
+    stage: Stage
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, profile: str = CARD
+) -> tuple[Recipe, tuple[Planned, ...]]:
+    """The recipe `name` (a file under configs/recipes, or a path to one) and its stages in an order to train them in.
+
+    `overrides` go to every stage; `profile` as for `load_stage`.
 
     Raises:
-        UsageError: for an unknown recipe or stage, or stages that cannot be handed over in this order.
+        UsageError: for an unknown recipe or stage, or stages that cannot be handed over.
     """
     recipe = load(Recipe, [find(name, configs / "recipes", "recipe")])
-    return recipe, check_order(recipe, tuple(load_stage(stage, overrides, configs) for stage in recipe.stages))
+    planned = [
+        Planned(file=Path(one).stem, stage=load_stage(one, overrides, configs, profile)) for one in recipe.stages
+    ]
+    return recipe, in_order(recipe.name, planned)
 
 
-def check_order(recipe: Recipe, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Return `stages` when each starts from random weights or from those of the one before it.
+def in_order(recipe: str, planned: Sequence[Planned]) -> tuple[Planned, ...]:
+    """`planned`, each after the stage it starts from, and otherwise in the order given.
 
     Raises:
-        UsageError: naming the stage that does not.
+        UsageError: naming the stage that cannot be handed over, or the stages that wait for each other.
     """
-    if not stages:
-        raise UsageError(f"recipe {recipe.name} has no stages")
+    _check_names(recipe, [one.stage for one in planned])
+    by_name = {one.stage.name: one for one in planned}
+    for one in planned:
+        if one.stage.init_from:
+            _check_pair(recipe, one.stage, by_name[one.stage.init_from].stage)
+    ordered: dict[str, Planned] = {}
+    while len(ordered) < len(planned):
+        ready = next(
+            (one for one in planned if one.stage.name not in ordered and one.stage.init_from in {"", *ordered}),
+            None,
+        )
+        if ready is None:
+            circle = ", ".join(name for name in by_name if name not in ordered)
+            raise UsageError(
+                f"recipe {recipe}: {circle} start from each other: let one of them start from random weights"
+            )
+        ordered[ready.stage.name] = ready
+    return tuple(ordered.values())
+
+
+def _check_names(recipe: str, stages: Sequence[Stage]) -> None:
     names = [stage.name for stage in stages]
+    if not names:
+        raise UsageError(f"recipe {recipe} has no stages")
     twice = next((name for name in names if names.count(name) > 1), "")
     if twice:
-        raise UsageError(f"recipe {recipe.name}: stage {twice} occurs more than once")
-    for number, stage in enumerate(stages):
-        before = stages[number - 1] if number else None
-        allowed = ("", before.name) if before else ("",)
-        if stage.init_from not in allowed:
-            wanted = f'"" or {before.name}, the stage before it' if before else '"": it is the first'
+        raise UsageError(f"recipe {recipe}: stage {twice} occurs more than once")
+    for stage in stages:
+        if stage.init_from not in {"", *names}:
             raise UsageError(
-                f"recipe {recipe.name}: stage {stage.name} has init_from={stage.init_from}, it must be {wanted}"
+                f"recipe {recipe}: stage {stage.name} has init_from={stage.init_from}, which is not among its stages "
+                f"({', '.join(names)})"
             )
-        if before and stage.init_from and stage.runs != before.runs:
-            raise UsageError(
-                f"recipe {recipe.name}: stage {stage.name} starts from {before.name}, but runs={stage.runs} is not "
-                f"that stage's {before.runs}"
-            )
-        if before and stage.init_from and stage.model.unet != before.model.unet:
-            raise UsageError(
-                f"recipe {recipe.name}: stage {stage.name} starts from {before.name}, but their model.unet differ"
-            )
-    return stages
+
+
+def _check_pair(recipe: str, stage: Stage, before: Stage) -> None:
+    if stage.runs != before.runs:
+        raise UsageError(
+            f"recipe {recipe}: stage {stage.name} starts from {before.name}, but runs={stage.runs} is not that stage's "
+            f"{before.runs}"
+        )
+    if stage.model.unet != before.model.unet:
+        raise UsageError(f"recipe {recipe}: stage {stage.name} starts from {before.name}, but their model.unet differ")
+    if stage.init_step > before.steps:
+        raise UsageError(
+            f"recipe {recipe}: stage {stage.name} starts from step {stage.init_step} of {before.name}, which has "
+            f"{before.steps}"
+        )

@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import UNet
-from bigdiff.plan.parameters import unet_parameters
+from bigdiff.plan.parameters import parameters, unet_parameters
 
 
 @pytest.mark.parametrize("name", ["256px", "512px", "512px-aesthetics", "512px-cfg"])
@@ -39,3 +39,10 @@ def test_the_count_is_that_of_the_real_network() -> None:
 def test_an_impossible_network_is_refused() -> None:
     with pytest.raises(UsageError, match=r"model\.unet"):
         unet_parameters(UNet(down_block_types=("NoSuchBlock",) * 4), 64)
+
+
+def test_a_stage_names_the_networks_it_trains() -> None:
+    assert parameters(load_stage("512px")) == {"UNet": 859_520_964}
+    found = {"autoencoder": 83_653_863, "discriminator": 2_765_633}
+    assert parameters(load_stage("kl-f8")) == found
+    assert list(parameters(load_stage("kl-f8", ["model.autoencoder.disc_weight=0"]))) == ["autoencoder"]
