@@ -1,4 +1,7 @@
-"""Pictures of a stage's fixed prompts while it trains, from given weights: DDIM with classifier-free guidance."""
+"""Pictures of a stage while it trains, from given weights by DDIM: of its prompts with guidance, or without text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -7,60 +10,75 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bigdiff.config.schema import Preview, Stage
+from bigdiff.config.schema import Stage
 from bigdiff.evaluate.grid import Pictures, tiled
-from bigdiff.export.diffusers import scheduler
+from bigdiff.export.diffusers import preview_scheduler
 from bigdiff.models.components import build_unet, token_ids
 from bigdiff.models.encoders import decode, text_states
 from bigdiff.runtime.seeding import normal
 
 
-class Previewer:
-    """Draws the stage's prompts from the same noise every time; costs no memory beyond the weights it is given."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """What draws beside the weights that are trained; what a stage does not have is None."""
 
-    def __init__(self, stage: Stage, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    vae: AutoencoderKL | None = None
+    text_encoder: CLIPTextModel | None = None
+    tokenizer: CLIPTokenizer | None = None
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)  # weights of the UNet that are not trained, "unet.*"
+
+
+class Previewer:
+    """Draws from the same noise every time; costs no memory beyond the weights it is given."""
+
+    def __init__(self, stage: Stage, beside: Beside) -> None:
         self.stage = stage
-        self.vae = vae
-        self.text_encoder = text_encoder
-        self.tokens = token_ids(tokenizer, [*stage.preview.prompts, ""])
+        self.beside = beside
+        self.tokens = token_ids(beside.tokenizer, [*stage.preview.prompts, ""]) if beside.tokenizer else None
         with torch.device("meta"):  # the network's shape; its weights come with each call
             self.unet = build_unet(stage.model.unet, stage.latent_size).eval()
 
     def draw(self, weights: dict[str, Tensor]) -> Pictures:
         """A uint8 [H, W, 3] grid from weights named "unet.*" and, where it is trained, "text_encoder.*"."""
-        unet = _part(weights, "unet.")
-        device = next(iter(unet.values())).device
+        device = next(iter(weights.values())).device
+        frozen = {name: one.to(device) for name, one in self.beside.frozen.items()}
+        unet = _part({**frozen, **weights}, "unet.")
         with torch.inference_mode():
-            states = self.states(_part(weights, "text_encoder."), device).float()
-            latents = self.denoise(unet, states[:-1], states[-1:], device)
-            pixels = decode(self.vae.to(device), latents)
+            drawn = self.denoise(unet, self.states(_part(weights, "text_encoder."), device), device)
+            pixels = drawn.clamp(-1, 1) if self.beside.vae is None else decode(self.beside.vae.to(device), drawn)
+        pixels = pixels.expand(-1, 3, -1, -1)  # grey as RGB
         pictures = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return tiled(np.ascontiguousarray(pictures))
 
-    def states(self, weights: dict[str, Tensor], device: torch.device) -> Tensor:
-        """Text states [N + 1, L, D] of the prompts and, last, of the empty caption."""
-        tokens = self.tokens.to(device)
+    def states(self, weights: dict[str, Tensor], device: torch.device) -> Tensor | None:
+        """Text states fp32 [N + 1, L, D] of the prompts and, last, of the empty caption; None without text."""
+        text_encoder = self.beside.text_encoder
+        if text_encoder is None or self.tokens is None:
+            return None
+        tokens, text_encoder = self.tokens.to(device), text_encoder.to(device)
         if not weights:
-            return text_states(self.text_encoder, tokens)
-        states: Tensor = functional_call(self.text_encoder, weights, (tokens,)).last_hidden_state
-        return states
+            return text_states(text_encoder, tokens).float()
+        states: Tensor = functional_call(text_encoder, weights, (tokens,)).last_hidden_state
+        return states.float()
 
-    def denoise(self, weights: dict[str, Tensor], states: Tensor, empty: Tensor, device: torch.device) -> Tensor:
-        """Scaled latents [N, C, h, w] by DDIM from seeded noise."""
-        preview: Preview = self.stage.preview
-        steps, count = scheduler(self.stage.diffusion), len(states)
+    def denoise(self, weights: dict[str, Tensor], states: Tensor | None, device: torch.device) -> Tensor:
+        """Scaled latents or pixels [N, C, h, w] by DDIM from seeded noise."""
+        steps, preview = preview_scheduler(self.stage), self.stage.preview
         steps.set_timesteps(preview.steps)
-        side, channels = self.stage.latent_size, self.stage.model.unet.latent_channels
-        positions = torch.arange(count, device=device)
-        latents = normal(self.stage.seed, "preview", positions, (channels, side, side))
-        both = torch.cat((empty.expand_as(states), states))
+        count = preview.count if states is None else len(states) - 1
+        shape = (self.stage.model.unet.latent_channels, self.stage.latent_size, self.stage.latent_size)
+        drawn = normal(self.stage.seed, "preview", torch.arange(count, device=device), shape)
+        both = None if states is None else torch.cat((states[-1:].expand_as(states[:-1]), states[:-1]))
         for timestep in steps.timesteps.tolist():
-            inputs = (torch.cat((latents, latents)), timestep, both)
-            without, given = functional_call(self.unet, weights, inputs).sample.chunk(2)
-            prediction = without + preview.guidance * (given - without)
-            latents = steps.step(prediction, timestep, latents).prev_sample
-        return latents
+            if both is None:
+                prediction = functional_call(self.unet, weights, (drawn, timestep)).sample
+            else:
+                inputs = (torch.cat((drawn, drawn)), timestep, both)
+                without, given = functional_call(self.unet, weights, inputs).sample.chunk(2)
+                prediction = without + preview.guidance * (given - without)
+            drawn = steps.step(prediction, timestep, drawn).prev_sample
+        return drawn
 
 
-def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}

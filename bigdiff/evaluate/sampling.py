@@ -1,18 +1,21 @@
 """Pictures from prompts with a diffusers pipeline: any scheduler, guidance, the same picture whatever the batch."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LDMPipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
@@ -25,6 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from bigdiff.config.errors import UsageError
 
+UNRESCALED: Final = ("pndm", "heun")  # diffusers gives these no betas with zero terminal SNR
+Pipeline: TypeAlias = StableDiffusionPipeline | LDMPipeline | DDPMPipeline
 SCHEDULERS: Final[dict[str, Any]] = {
     "ddim": DDIMScheduler,
     "ddpm": DDPMScheduler,
@@ -50,26 +55,42 @@ class Sampling:
     width: int = 0
 
 
-def load(folder: Path) -> StableDiffusionPipeline:
+def load(folder: Path) -> Pipeline:
     """The pipeline in `folder`, on the GPU when there is one.
 
     Raises:
-        UsageError: when it is not a pipeline folder or cannot be loaded.
+        UsageError: when it is not a pipeline folder, of a kind that is not known here, or cannot be loaded.
     """
-    if not (folder / "model_index.json").is_file():
-        raise UsageError(f"{folder} is not a pipeline: it has no model_index.json; write one with launch/export.py")
+    kind = _kind(folder)
     diffusers_logging.disable_progress_bar()  # bars for a second's work; the pictures have their own
     transformers_logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, safety_checker=None
+        beside = {"safety_checker": None} if kind is StableDiffusionPipeline else {}
+        pipeline: Pipeline = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **beside
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{folder} cannot be loaded as a StableDiffusionPipeline: {reason}") from error
+        raise UsageError(f"{folder} cannot be loaded as a {kind.__name__}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _kind(folder: Path) -> Any:  # noqa: ANN401 (diffusers is untyped)
+    file = folder / "model_index.json"
+    try:
+        name = json.loads(file.read_bytes())["_class_name"]
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} is not a pipeline: it has no model_index.json; write one with launch/export.py"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read ({error!r}): export the pipeline again") from error
+    known: dict[str, Any] = {kind.__name__: kind for kind in (StableDiffusionPipeline, LDMPipeline, DDPMPipeline)}
+    if name not in known:
+        raise UsageError(f"{folder} is a {name}, and only {', '.join(known)} are drawn from here")
+    return known[name]
 
 
 def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: Sampling) -> list[Image.Image]:
@@ -81,6 +102,8 @@ def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: 
         UsageError: for settings that the scheduler or the model cannot take.
     """
     check(settings)
+    refuse_unfit(settings.scheduler, pipeline.scheduler.config)
+    refuse_steps(settings.steps, pipeline.scheduler.config)
     pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(pipeline.scheduler.config)
     negative = [settings.negative_prompt] if settings.negative_prompt else [""]
     pictures: list[Image.Image] = []
@@ -114,6 +137,21 @@ def check(settings: Sampling) -> None:
         raise UsageError(f"guidance={settings.guidance} must be at least 1, which is no guidance")
     if settings.negative_prompt and settings.guidance == 1:
         raise UsageError("a negative prompt has no effect with guidance=1: raise the guidance or leave it out")
+
+
+def refuse_unfit(scheduler: str, trained: Mapping[str, Any]) -> None:
+    """Raise a UsageError when `scheduler` cannot sample a model whose own scheduler has the config `trained`."""
+    others = ", ".join(name for name in SCHEDULERS if name not in UNRESCALED)
+    if scheduler == "pndm" and trained.get("prediction_type") == "sample":
+        raise UsageError(f"scheduler pndm knows no model that predicts the sample: take one of {others}")
+    if scheduler in UNRESCALED and trained.get("rescale_betas_zero_snr"):
+        raise UsageError(f"scheduler {scheduler} knows no zero terminal SNR, this model's: take one of {others}")
+
+
+def refuse_steps(steps: int, trained: Mapping[str, Any]) -> None:
+    """Raise a UsageError for more steps than the timesteps of a model whose own scheduler has the config `trained`."""
+    if steps > trained["num_train_timesteps"]:
+        raise UsageError(f"steps={steps} are more than the {trained['num_train_timesteps']} timesteps of this model")
 
 
 def generator(seed: int, index: int) -> torch.Generator:

@@ -4,29 +4,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigdiff.checkpoint import store
+from bigdiff.checkpoint.reader import read_index
 from bigdiff.config.schema import Stage
 
 
 def card(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> str:
-    """Markdown: recipe, steps, images seen, data, target and code."""
-    index = store.read_index(checkpoint)
+    """Markdown: recipe, steps, images seen, data, target and code; `which` says in words what the weights are."""
+    index = read_index(checkpoint)
     about, noise = _about(run), stage.diffusion
+    terminal = ", zero terminal SNR: sample with trailing timesteps" if noise.zero_terminal_snr else ""
     rows = {
         "stage": stage.name,
         "recipe": stage.recipe or "none named",
         "started from": stage.init_from or "random weights",
-        "weights": f"{'exponential moving average' if which == 'ema' else 'raw'}, {dtype}",
-        "optimizer steps": f"{index['state']['step']:,}",
-        "images seen": f"{index['state']['samples_seen']:,}",
+        "weights": f"{which}, {dtype}",
+        "optimizer steps": f"{index.state.step:,}",
+        "images seen": f"{index.state.samples_seen:,}",
         "global batch": f"{stage.batch.total:,}",
         "resolution": f"{stage.resolution} px ({stage.latent_size} x {stage.latent_size} latents)",
         "target": noise.prediction_type,
-        "noise schedule": f"{noise.beta_schedule}, {noise.beta_start} to {noise.beta_end}",
+        "noise schedule": f"{noise.beta_schedule}, {noise.beta_start} to {noise.beta_end}{terminal}",
+        "loss weighting": noise.weighting,
         "captions dropped": f"{stage.text_dropout:.0%}",
         "learning rate": f"{stage.optim.lr:g}, {stage.optim.schedule}, {stage.optim.warmup_steps:,} warm-up steps",
         "seed": str(stage.seed),
-        "latent set": f"manifest sha256 {index['identity']['manifest']}",
+        "latent set": f"manifest sha256 {index.identity.manifest}",
         "code": f"bigdiff commit {about.get('commit', 'unknown')}",
         "libraries": ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()) or "unknown",
     }

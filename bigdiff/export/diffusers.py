@@ -1,4 +1,7 @@
-"""A run's newest checkpoint as a diffusers `StableDiffusionPipeline` folder, checked before it takes its name."""
+"""A run's newest checkpoint as a diffusers pipeline folder, checked before it takes its name.
+
+With text a `StableDiffusionPipeline`; without, an `LDMPipeline` where there is a VAE and a `DDPMPipeline` where not.
+"""
 
 import json
 import shutil
@@ -6,24 +9,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTokenizer
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from bigdiff.checkpoint import layout, store
+from bigdiff.checkpoint import layout
+from bigdiff.checkpoint.reader import Damaged
+from bigdiff.checkpoint.weights import complete
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load
 from bigdiff.config.rules import check
 from bigdiff.config.schema import Diffusion, Stage
 from bigdiff.export.card import card
-from bigdiff.models.components import build_unet, load_text_encoder, load_tokenizer, load_vae
+from bigdiff.models.components import AnyUNet, build_unet, load_text_encoder, load_tokenizer, load_vae
 from bigdiff.runtime.files import TEMPORARY, sync, write_bytes
 
-Weights = Literal["ema", "raw"]
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Pipeline: TypeAlias = StableDiffusionPipeline | LDMPipeline | DDPMPipeline
 EPS_TOLERANCE: Final = 1e-6  # of the loaded UNet's prediction against the source's, in float32
 INDEX: Final = "model_index.json"
 
@@ -35,12 +47,12 @@ class Source:
     run: Path
     stage: Stage
     checkpoint: Path
-    which: Weights
+    which: str  # what the weights are, in words
     weights: dict[str, Tensor]  # "unet.*" and, where the text encoder was trained, "text_encoder.*"
 
 
-def export(run: Path, output: Path, weights: Weights = "ema", dtype: str = "float32") -> Path:
-    """Write the newest undamaged checkpoint of `run` to `output` as a pipeline folder and return that checkpoint.
+def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32") -> Source:
+    """Write the newest undamaged checkpoint of `run` to `output` as a pipeline folder and return what was exported.
 
     Raises:
         UsageError: when `run` has no checkpoint, or `output` holds something else than an earlier export.
@@ -52,19 +64,21 @@ def export(run: Path, output: Path, weights: Weights = "ema", dtype: str = "floa
         raise UsageError(f"{output} holds something else than a pipeline: choose another output folder")
     source = read(run, weights)
     pipeline = build(source).to(DTYPES[dtype])
-    with _aside(output) as folder:
+    with replacing_folder(output) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
-        write_vocabulary(pipeline.tokenizer, folder / "tokenizer")
-        write_bytes(folder / "README.md", card(source.run, source.stage, source.checkpoint, weights, dtype).encode())
+        if isinstance(pipeline, StableDiffusionPipeline):
+            write_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+        text = card(source.run, source.stage, source.checkpoint, source.which, dtype)
+        write_bytes(folder / "README.md", text.encode())
         verify(pipeline, folder)
-    return source.checkpoint
+    return source
 
 
-def read(run: Path, which: Weights) -> Source:
-    """The stage and the newest undamaged checkpoint of the run folder `run`.
+def read(run: Path, weights: str) -> Source:
+    """The stage, and `weights` (bigdiff.config.averages) of the newest undamaged checkpoint, of the run folder `run`.
 
     Raises:
-        UsageError: when there is none.
+        UsageError: when there is none, or it does not hold these.
     """
     file = run / layout.CONFIG
     if not file.is_file():
@@ -73,15 +87,15 @@ def read(run: Path, which: Weights) -> Source:
     problems = [f"{layout.checkpoints(run)} has no checkpoint"]
     for checkpoint in layout.saved(run):
         try:
-            weights = store.read_weights(checkpoint, which)
-        except UsageError as error:  # damaged: the one before it is used
+            found = complete(checkpoint, weights)
+        except Damaged as error:  # the one before it is used
             problems.append(str(error))
             continue
-        return Source(run=run, stage=stage, checkpoint=checkpoint, which=which, weights=weights)
+        return Source(run=run, stage=stage, checkpoint=checkpoint, which=found.about, weights=found.tensors)
     raise UsageError(f"{run} cannot be exported: {problems[-1]}; train the stage first")
 
 
-def build(source: Source) -> StableDiffusionPipeline:
+def build(source: Source) -> Pipeline:
     """The pipeline of `source` in float32 on the CPU.
 
     Raises:
@@ -90,21 +104,18 @@ def build(source: Source) -> StableDiffusionPipeline:
     stage = source.stage
     with torch.device("meta"):
         unet = build_unet(stage.model.unet, stage.latent_size)
-    text_encoder = load_text_encoder(stage.model.text.encoder)
-    for prefix, module in (("unet.", unet), ("text_encoder.", text_encoder)):
-        part = {name.removeprefix(prefix): one for name, one in source.weights.items() if name.startswith(prefix)}
-        if not part and prefix == "text_encoder.":
-            continue  # it was frozen and is as it was loaded
-        try:
-            module.load_state_dict(part, assign=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"{source.checkpoint} does not fit {source.run / layout.CONFIG}: {reason}") from error
+    put(source, "unet.", unet)
+    unet.requires_grad_(False).eval()
+    vae = load_vae(stage.model.vae.source) if stage.model.vae else None
+    if stage.model.text is None:
+        if vae is None:
+            return DDPMPipeline(unet=unet, scheduler=pixel_scheduler(stage.diffusion))
+        return LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler(stage.diffusion))
     return StableDiffusionPipeline(
-        vae=load_vae(stage.model.vae.source),
-        text_encoder=text_encoder,
+        vae=vae,
+        text_encoder=text_encoder(source),
         tokenizer=load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length),
-        unet=unet.requires_grad_(False).eval(),
+        unet=unet,
         scheduler=scheduler(stage.diffusion),
         safety_checker=None,
         feature_extractor=None,
@@ -112,8 +123,37 @@ def build(source: Source) -> StableDiffusionPipeline:
     )
 
 
+def text_encoder(source: Source) -> CLIPTextModel:
+    """The one that the run trained or took over, or the one that it began with.
+
+    Raises:
+        UsageError: as `build`.
+    """
+    assert source.stage.model.text is not None, "asked for without text"
+    found = load_text_encoder(source.stage.model.text.encoder)
+    if any(name.startswith("text_encoder.") for name in source.weights):
+        put(source, "text_encoder.", found)
+    return found
+
+
+def put(source: Source, prefix: str, module: nn.Module) -> None:
+    """Give `module` the weights of `source` whose names begin with `prefix`; all of them, where it has none yet."""
+    part = {name.removeprefix(prefix): one for name, one in source.weights.items() if name.startswith(prefix)}
+    bare = any(one.is_meta for one in module.parameters())
+    try:
+        unknown = module.load_state_dict(part, strict=bare, assign=True).unexpected_keys
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{source.checkpoint} does not fit {source.run / layout.CONFIG}: {reason}") from error
+    if unknown:
+        raise UsageError(f"{source.checkpoint} does not fit {source.run / layout.CONFIG}: {prefix}{unknown[0]}")
+
+
 def scheduler(diffusion: Diffusion) -> DDIMScheduler:
-    """DDIM (Song et al. 2021) on the stage's betas; clipping, last alpha and step offset as SD 1.x ships them."""
+    """DDIM (Song et al. 2021) on the stage's betas; clipping, last alpha and step offset as SD 1.x ships them.
+
+    With zero terminal SNR sampling starts at the last timestep, where it was trained to (Lin et al. 2024, section 3.3).
+    """
     return DDIMScheduler(
         num_train_timesteps=diffusion.train_timesteps,
         beta_start=diffusion.beta_start,
@@ -123,7 +163,29 @@ def scheduler(diffusion: Diffusion) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
+        timestep_spacing="trailing" if diffusion.zero_terminal_snr else "leading",
     )
+
+
+def pixel_scheduler(diffusion: Diffusion) -> DDPMScheduler:
+    """Ho et al. 2020, algorithm 2, on the stage's betas, for models of the pixels: x_0 is clipped to their range."""
+    return DDPMScheduler(
+        num_train_timesteps=diffusion.train_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        beta_schedule=diffusion.beta_schedule,
+        prediction_type=diffusion.prediction_type,
+        clip_sample=True,
+        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
+        timestep_spacing="trailing" if diffusion.zero_terminal_snr else "leading",
+    )
+
+
+def preview_scheduler(stage: Stage) -> DDIMScheduler:
+    """DDIM as launch/sample.py uses it by default on what `stage` exports."""
+    own = scheduler(stage.diffusion) if stage.model.vae else pixel_scheduler(stage.diffusion)
+    return DDIMScheduler.from_config(own.config)
 
 
 def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -134,43 +196,47 @@ def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     write_bytes(folder / "merges.txt", ("#version: 0.2\n" + "\n".join(merges) + "\n").encode())
 
 
-def verify(source: StableDiffusionPipeline, folder: Path) -> None:
+def verify(source: Pipeline, folder: Path) -> None:
     """Load `folder` with stock diffusers and compare every tensor and one prediction with `source`.
 
     Raises:
         RunError: naming the first difference.
     """
-    loaded = StableDiffusionPipeline.from_pretrained(
+    loaded = type(source).from_pretrained(
         folder, torch_dtype=source.unet.dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
     )
-    for part in ("unet", "vae", "text_encoder"):
+    networks = [part for part, one in source.components.items() if isinstance(one, nn.Module)]
+    for part in networks:
         wanted, found = getattr(source, part).state_dict(), getattr(loaded, part).state_dict()
         if wanted.keys() != found.keys():
             raise RunError(f"{folder}: {part} loads with other tensors than it was written with")
         other = [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])]
         if other:
             raise RunError(f"{folder}: {part} loads with another {other[0]} than it was written with")
-    texts = ["", "a red circle"]
-    if source.tokenizer(texts)["input_ids"] != loaded.tokenizer(texts)["input_ids"]:
-        raise RunError(f"{folder}: the tokenizer loads with other ids than it was written with")
+    if isinstance(source, StableDiffusionPipeline):
+        texts = ["", "a red circle"]
+        if source.tokenizer(texts)["input_ids"] != loaded.tokenizer(texts)["input_ids"]:
+            raise RunError(f"{folder}: the tokenizer loads with other ids than it was written with")
     difference = float((prediction(source.unet) - prediction(loaded.unet)).abs().max())
     if not difference <= EPS_TOLERANCE:
         raise RunError(f"{folder}: the loaded UNet's prediction differs by {difference:.1e}, over {EPS_TOLERANCE}")
 
 
 @torch.inference_mode()
-def prediction(unet: UNet2DConditionModel) -> Tensor:
-    """What `unet` predicts for fixed noise, one timestep and fixed states, as float32."""
+def prediction(unet: AnyUNet) -> Tensor:
+    """What `unet` predicts for fixed noise, one timestep and fixed states, if it takes any, as float32."""
     generator = torch.Generator().manual_seed(0)
-    size, channels, width = (unet.config[key] for key in ("sample_size", "in_channels", "cross_attention_dim"))
+    size, channels = unet.config["sample_size"], unet.config["in_channels"]
     noise = torch.randn(1, channels, size, size, generator=generator)
-    states = torch.randn(1, 4, width, generator=generator)
-    result: Tensor = unet(noise.to(unet.dtype), 500, states.to(unet.dtype)).sample
+    states = []
+    if isinstance(unet, UNet2DConditionModel):
+        states = [torch.randn(1, 4, unet.config["cross_attention_dim"], generator=generator).to(unet.dtype)]
+    result: Tensor = unet(noise.to(unet.dtype), 500, *states).sample
     return result.float()
 
 
 @contextmanager
-def _aside(output: Path) -> Iterator[Path]:
+def replacing_folder(output: Path) -> Iterator[Path]:
     """A folder that takes `output`'s name when all went well, in place of an earlier export."""
     output.parent.mkdir(parents=True, exist_ok=True)
     for leftover in output.parent.glob(f"{output.name}.*{TEMPORARY}"):

@@ -8,10 +8,10 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from httpx import HTTPError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -24,6 +24,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import UNet
 
 M = TypeVar("M", bound=nn.Module)
+AnyUNet: TypeAlias = UNet2DConditionModel | UNet2DModel  # with text, and without
 _UNREADABLE: Final = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _VAE_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -38,22 +39,28 @@ _TOKENIZER_FILES: Final = (
 
 
 def unet_config(unet: UNet, latent_size: int) -> dict[str, object]:
-    """Arguments of diffusers' UNet2DConditionModel for `unet` on latents of `latent_size` a side."""
+    """Arguments of diffusers' UNet2DConditionModel, or UNet2DModel, for `unet` on latents of `latent_size` a side."""
     values = asdict(unet)
     channels = values.pop("latent_channels")
+    if not unet.cross_attention_dim:
+        del values["cross_attention_dim"]
     return {"sample_size": latent_size, "in_channels": channels, "out_channels": channels, **values}
 
 
-def build_unet(unet: UNet, latent_size: int) -> UNet2DConditionModel:
+def build_unet(unet: UNet, latent_size: int) -> AnyUNet:
     """A UNet with fresh weights in float32; the caller seeds torch's default generator.
+
+    It looks at text unless `unet.cross_attention_dim` is 0.
 
     Raises:
         UsageError: when diffusers refuses the configuration.
     """
     try:
-        return UNet2DConditionModel(**unet_config(unet, latent_size))
+        kind = UNet2DConditionModel if unet.cross_attention_dim else UNet2DModel
+        built: AnyUNet = kind(**unet_config(unet, latent_size))
     except (ValueError, TypeError) as error:
         raise UsageError(f"model.unet cannot be built: {error}") from error
+    return built
 
 
 def load_vae(source: str) -> AutoencoderKL:

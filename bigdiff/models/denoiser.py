@@ -1,36 +1,60 @@
-"""The module that is trained: the UNet, and the text encoder that conditions it."""
+"""The module that is trained: the UNet, and the text encoder that conditions it, if any."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from bigdiff.models import learning
+from bigdiff.models.components import AnyUNet
 from bigdiff.models.encoders import text_states
 
 
 class Denoiser(nn.Module):
-    """eps or v of a noisy latent, given its timestep and its caption's token ids.
+    """eps, v or x_0 of a noisy latent, given its timestep and its caption, if it has one.
 
     The text encoder is frozen unless `train_text`: SD 1.x keeps it as it is (Rombach et al. 2022).
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, train_text: bool) -> None:
+    def __init__(self, unet: AnyUNet, text_encoder: CLIPTextModel | None, train_text: bool) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
         self.train_text = train_text
-        self.text_encoder.requires_grad_(train_text)
+        if text_encoder is not None:
+            text_encoder.requires_grad_(train_text)
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, C, h, w], int64 [B] and int64 [B, L] -> prediction [B, C, h, w] in the network's own type."""
-        with nullcontext() if self.train_text else torch.no_grad():
-            states = text_states(self.text_encoder, tokens)
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, C, h, w], int64 [B] and the text -> prediction [B, C, h, w] in the network's own type.
+
+        `text` is int64 token ids [B, L], or the text encoder's states [B, L, D] for them, or None without text.
+        """
         kind = self.unet.dtype
+        if text is None:
+            assert isinstance(self.unet, UNet2DModel), "a UNet of text is given a text"
+            alone: torch.Tensor = self.unet(noisy.to(kind), timesteps, return_dict=False)[0]
+            return alone
+        states = text if text.is_floating_point() else self.states(text)
         prediction: torch.Tensor = self.unet(noisy.to(kind), timesteps, states.to(kind), return_dict=False)[0]
         return prediction
 
+    def states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The text encoder's states [B, L, D] of int64 token ids [B, L]; with a gradient where it is trained."""
+        assert self.text_encoder is not None, "tokens need a text encoder"
+        with nullcontext() if self.train_text else torch.no_grad():
+            return text_states(self.text_encoder, tokens)
+
+    def freeze(self, patterns: Sequence[str]) -> None:
+        """Let the parameters that match keep their values; `*` in a pattern stands for dots, too.
+
+        Raises:
+            UsageError: for a pattern that matches nothing that learns, or when nothing is left to learn.
+        """
+        learning.freeze(self.trained(), patterns)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name ("unet.conv_in.weight"), in a fixed order."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return learning.trained(self)

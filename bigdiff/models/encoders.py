@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel
 
-_LOG_VARIANCE: tuple[float, float] = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution clamps to it
+LOG_VARIANCE: tuple[float, float] = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution clamps to it
 
 
 def moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 def posterior_sample(moments: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
     """Latents [B, C, h, w], scaled: (mean + std * noise) * scaling_factor (Rombach et al. 2022, section 3.1)."""
     mean, log_variance = moments.chunk(2, dim=1)
-    std = torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCE))
+    std = torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE))
     return (mean + std * noise) * scaling_factor
 
 

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Stage, sources
+from bigdiff.config.schema import Stage, on_images, sources
 from bigdiff.data import manifest, pixels
 from bigdiff.data.contract import LatentContract
 from bigdiff.data.manifest import Manifest, Shard
@@ -65,12 +65,22 @@ class Plan:
 
 
 def of_stage(stage: Stage, workers: int, least_psnr: float = LEAST_PSNR) -> Settings:
-    """The settings that the latent set of `stage` needs."""
+    """The settings that the latent set of `stage` needs.
+
+    Raises:
+        UsageError: for a stage without a VAE or without text, which does not say all of them.
+    """
+    vae, text = stage.model.vae, stage.model.text
+    if vae is None or text is None:
+        raise UsageError(
+            f"stage {stage.name} has no model.{'vae' if vae is None else 'text'}: encode for it with --vae, "
+            f"--tokenizer, --resolution and --output in place of --stage"
+        )
     return Settings(
-        vae=stage.model.vae.source,
-        tokenizer=stage.model.text.tokenizer,
+        vae=vae.source,
+        tokenizer=text.tokenizer,
         resolution=stage.resolution,
-        text_length=stage.model.text.max_length,
+        text_length=text.max_length,
         workers=workers,
         least_psnr=least_psnr,
     )
@@ -80,8 +90,10 @@ def output_of(stage: Stage) -> Path:
     """The folder of the one latent set that `stage` reads.
 
     Raises:
-        UsageError: when it reads several, or one on a server.
+        UsageError: when it reads several, one on a server, or pictures.
     """
+    if on_images(stage.data):
+        raise UsageError(f"stage {stage.name} reads pictures, no latents: say with --output which folder to write")
     found = [source.latents for source in sources(stage.data)]
     if len(found) > 1 or "://" in found[0]:
         raise UsageError(f"stage {stage.name} reads {', '.join(found)}: say with --output which folder to write")

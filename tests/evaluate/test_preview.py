@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from bigdiff.config.load import load_stage
 from bigdiff.evaluate.grid import GAP
-from bigdiff.evaluate.preview import Previewer
+from bigdiff.evaluate.preview import Beside, Previewer
 from bigdiff.export.diffusers import export
 from bigdiff.models import components
 from bigdiff.models.denoiser import Denoiser
@@ -18,7 +18,15 @@ PROMPTS = ("a red circle", "a blue square")
 PREVIEW = ("preview.every=5", "preview.prompts=[a red circle,a blue square]", "preview.steps=4", "preview.guidance=4")
 
 
-@pytest.mark.parametrize("options", [("model.text.train=true",), ("diffusion.prediction_type=v_prediction",)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("model.text.train=true",),
+        ("diffusion.prediction_type=v_prediction",),
+        ("diffusion.prediction_type=v_prediction", "diffusion.zero_terminal_snr=true"),
+        ("diffusion.prediction_type=sample", "diffusion.zero_terminal_snr=true"),
+    ],
+)
 def test_a_preview_is_what_the_exported_pipeline_draws(
     trained: Callable[..., Denoiser], toy: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -27,7 +35,7 @@ def test_a_preview_is_what_the_exported_pipeline_draws(
     vae = components.load_vae(stage.model.vae.source)
     text_encoder = components.load_text_encoder(stage.model.text.encoder)
     tokenizer = components.load_tokenizer(stage.model.text.tokenizer, 12)
-    previewer = Previewer(stage, vae, text_encoder, tokenizer)
+    previewer = Previewer(stage, Beside(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer))
     before = components.weights_sha256(text_encoder)
     picture = previewer.draw({name: one.detach() for name, one in ema.trained().items()})
     assert components.weights_sha256(text_encoder) == before  # the weights being trained are not touched

@@ -7,8 +7,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bigdiff.config.errors import UsageError
+from bigdiff.config.schema import Diffusion
+from bigdiff.diffusion.schedule import alphas_cumprod
 from bigdiff.evaluate import sampling
-from bigdiff.evaluate.sampling import SCHEDULERS, Sampling
+from bigdiff.evaluate.sampling import SCHEDULERS, UNRESCALED, Sampling
+from bigdiff.export.diffusers import scheduler
 
 PROMPTS = ["a red circle", "a blue square", "at the left, a green triangle"]
 SHORT = Sampling(steps=4, batch=3)
@@ -55,6 +58,52 @@ def test_ddim_is_what_stock_diffusers_draws(loaded: StableDiffusionPipeline, pip
     assert np.abs(drawn - np.asarray(expected).astype(int)).max() <= 1
 
 
+def predicted(target: str, sample: torch.Tensor, cumulative: torch.Tensor) -> torch.Tensor:
+    """What a network that knows the data, numbers N(0.7, 0.3^2), says of a noisy one (Bayes)."""
+    signal, sigma = cumulative.sqrt(), (1 - cumulative).sqrt()
+    clean = (0.7 * sigma**2 + signal * 0.09 * sample) / (signal**2 * 0.09 + sigma**2)
+    eps = (sample - signal * clean) / sigma
+    return {"sample": clean, "epsilon": eps, "v_prediction": signal * eps - sigma * clean}[target]
+
+
+def draw(name: str, diffusion: Diffusion) -> torch.Tensor:
+    """Numbers that the scheduler makes of noise with that network."""
+    trained = scheduler(diffusion).config
+    sampling.refuse_unfit(name, trained)
+    steps = SCHEDULERS[name].from_config(trained)
+    steps.set_timesteps(20)
+    cumulative = alphas_cumprod(diffusion).float()
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * steps.init_noise_sigma
+    own = {"generator": torch.Generator().manual_seed(1)} if name == "ddpm" else {}
+    for timestep in steps.timesteps:
+        told = predicted(
+            diffusion.prediction_type, steps.scale_model_input(noise, timestep), cumulative[int(timestep.round())]
+        )
+        noise = steps.step(told, timestep, noise, **own).prev_sample
+    return noise
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_target_is_sampled_to_the_same_data_or_refused(name: str, zero: bool) -> None:
+    drawn = {}
+    for target in ("epsilon", "v_prediction", "sample"):
+        refused = (name in UNRESCALED and zero) or (name == "pndm" and target == "sample")
+        diffusion = Diffusion(prediction_type=target, zero_terminal_snr=zero)  # type: ignore[arg-type]
+        if zero and target == "epsilon":
+            continue  # no stage trains it
+        if refused:
+            with pytest.raises(UsageError, match=f"scheduler {name} knows no .* take one of ddim, ddpm, euler"):
+                draw(name, diffusion)
+            continue
+        drawn[target] = draw(name, diffusion)
+        assert float(drawn[target].mean()) == pytest.approx(0.7, abs=0.05)
+        assert 0.2 < float(drawn[target].std()) < 0.31
+        if name != "pndm":  # which takes eps and v for differences of another kind
+            torch.testing.assert_close(drawn[target], next(iter(drawn.values())), rtol=0, atol=1e-3)
+    assert drawn or (zero and name in UNRESCALED)
+
+
 def test_guidance_and_negative_prompts_have_their_effect(loaded: StableDiffusionPipeline) -> None:
     plain = levels(loaded, PROMPTS, replace(SHORT, guidance=9.0))
     assert np.abs(levels(loaded, PROMPTS, replace(SHORT, guidance=1.0)) - plain).max() > 1
@@ -77,7 +126,8 @@ def test_generators_of_many_pictures_differ() -> None:
         ({"guidance": 0.5}, "guidance=0.5"),
         ({"guidance": 1.0, "negative_prompt": "dark"}, "no effect"),
         ({"height": 9, "width": 9}, "refuses"),
-        ({"steps": 2000}, "refuses"),
+        ({"steps": 1001}, "steps=1001 are more than the 1000 timesteps of this model"),
+        ({"steps": 1001, "scheduler": "dpm++"}, "steps=1001"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

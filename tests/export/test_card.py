@@ -7,7 +7,7 @@ def test_the_card_states_the_runs_numbers(pipeline: Path) -> None:
         "# toy",
         "| optimizer steps | 7 |",
         "| images seen | 56 |",
-        "| weights | exponential moving average, float32 |",
+        "| weights | exponential moving average of decay 0.9, float32 |",
         "| resolution | 8 px (4 x 4 latents) |",
         "| target | epsilon |",
         "| captions dropped | 30% |",

@@ -72,7 +72,7 @@ def test_half_precision_is_the_rounded_float32(trained: Trained, tmp_path: Path,
         diffusers.export(tmp_path / "toy", tmp_path / "out", dtype="float8")
 
 
-@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction", "sample"])
 def test_the_scheduler_has_the_stages_betas_and_target(target: str) -> None:
     for diffusion in (
         Diffusion(prediction_type=target),  # type: ignore[arg-type]
@@ -84,6 +84,17 @@ def test_the_scheduler_has_the_stages_betas_and_target(target: str) -> None:
         assert (made.config["clip_sample"], made.config["set_alpha_to_one"], made.config["steps_offset"]) == (
             False,
         ) * 2 + (1,)
+        assert (made.config["rescale_betas_zero_snr"], made.config["timestep_spacing"]) == (False, "leading")
+
+
+@pytest.mark.parametrize("target", ["v_prediction", "sample"])
+def test_zero_terminal_snr_is_sampled_from_the_last_timestep_on(target: str) -> None:
+    diffusion = Diffusion(prediction_type=target, zero_terminal_snr=True)  # type: ignore[arg-type]
+    made = diffusers.scheduler(diffusion)
+    torch.testing.assert_close(made.alphas_cumprod.double(), alphas_cumprod(diffusion), rtol=1e-4, atol=1e-9)
+    assert made.alphas_cumprod[-1] == 0
+    made.set_timesteps(4)
+    assert made.timesteps.tolist() == [999, 749, 499, 249]
 
 
 def test_readers_of_vocab_json_and_merges_txt_get_the_same_ids(pipeline: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _moments(folder: Path, made: manifest.Manifest) -> list[torch.Tensor]:
 def test_the_set_fits_the_stage_that_names_it_and_no_other(
     image_set: ImageSet, settings: Settings, toy: Path, tmp_path: Path
 ) -> None:
-    from bigdiff.train.setup import needed_contract
+    from bigdiff.train.networks import needed_contract
 
     stage = load_stage(str(toy / "stage.yaml"))
     chosen = encode.of_stage(stage, workers=1, least_psnr=0.0)
