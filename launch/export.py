@@ -1,8 +1,9 @@
-"""Write a run's newest checkpoint as a diffusers pipeline folder, loaded back and compared before it is there."""
+"""Write a run's newest checkpoint in diffusers' layout, as a pipeline or an autoencoder, loaded back and compared."""
 
 import argparse
 from pathlib import Path
 
+from bigdiff.config.averages import FORMS
 from bigdiff.config.errors import UsageError, door
 
 
@@ -10,8 +11,8 @@ def main() -> None:
     """Parse, export, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder, such as runs/quickstart-64px")
-    parser.add_argument("--output", type=Path, required=True, help="pipeline folder; an earlier export is replaced")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema")
+    parser.add_argument("--output", type=Path, required=True, help="folder; an earlier export is replaced")
+    parser.add_argument("--weights", default="ema", help=f"{FORMS} (default: ema)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32"
     )
@@ -21,13 +22,16 @@ def main() -> None:
         raise UsageError(f"--run {arguments.run} is not a folder; train the stage first")
 
     from bigdiff.export import diffusers as pipelines  # torch and diffusers: seconds
+    from bigdiff.train import release
 
     if arguments.dry_run:
         source = pipelines.read(arguments.run, arguments.weights)
-        print(f"would export {source.checkpoint} ({arguments.weights}, {arguments.dtype}) to {arguments.output}")
+        print(f"would export {source.checkpoint} ({source.which}, {arguments.dtype}) to {arguments.output}")
         return
-    checkpoint = pipelines.export(arguments.run, arguments.output, arguments.weights, arguments.dtype)
-    print(f"{arguments.output}: {checkpoint} ({arguments.weights}, {arguments.dtype}), loaded back and compared")
+    released = release.export(arguments.run, arguments.output, arguments.weights, arguments.dtype)
+    note = f"; {released.note}" if released.note else ""
+    what = f"{released.checkpoint} ({released.weights}, {arguments.dtype})"
+    print(f"{arguments.output}: {what}, loaded back and compared{note}")
 
 
 if __name__ == "__main__":

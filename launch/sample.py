@@ -14,6 +14,7 @@ def main() -> None:
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     prompts.add_argument("--prompts", type=Path, metavar="FILE", help="text file, a prompt a line")
+    prompts.add_argument("--count", type=int, metavar="N", help="pictures of a model without text")
     parser.add_argument("--output", type=Path, required=True, help="PNG file; holds the settings as text")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what the pictures must not show")
     parser.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s; 1 is none")
@@ -30,7 +31,7 @@ def main() -> None:
     if arguments.output.suffix != ".png":
         raise UsageError(f"--output {arguments.output} must end in .png")
 
-    from bigdiff.evaluate import grid, sampling  # torch and diffusers: seconds
+    from bigdiff.evaluate import grid, sampling, textless  # torch and diffusers: seconds
 
     settings = sampling.Sampling(
         steps=arguments.steps,
@@ -43,12 +44,13 @@ def main() -> None:
         width=arguments.size,
     )
     sampling.check(settings)
-    texts = arguments.prompt or sampling.read_prompts(arguments.prompts)
+    count = arguments.count
+    texts = [""] * count if count is not None else arguments.prompt or sampling.read_prompts(arguments.prompts)
     about = {**asdict(settings), "pipeline": str(arguments.pipeline), "prompts": texts}
     if arguments.dry_run:
         print(about)
         return
-    pictures = sampling.sample(sampling.load(arguments.pipeline), texts, settings)
+    pictures = textless.either(sampling.load(arguments.pipeline), texts, count, settings)
     grid.save(arguments.output, grid.captioned(pictures, texts, arguments.columns), about)
     print(f"{arguments.output}: {len(pictures)} pictures")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bigdiff.cluster import submit
 from bigdiff.config.errors import door
-from bigdiff.config.load import dump, load_cluster, load_stage
+from bigdiff.config.load import CARD, dump, load_cluster, load_stage
 from bigdiff.config.recipe import load_recipe
 
 
@@ -15,6 +15,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", help="a file of configs/stages, or a path to one")
     what.add_argument("--recipe", help="a file of configs/recipes, or a path to one")
+    parser.add_argument("--profile", default=CARD, help="card or as-run, a folder of configs/profiles (default: card)")
     parser.add_argument("--cluster", default="sd-v1-card", help="a file of configs/cluster (default: %(default)s)")
     parser.add_argument("--nodes", type=int, help="instead of the cluster file's number")
     parser.add_argument(
@@ -26,17 +27,18 @@ def main() -> None:
     if arguments.nodes is not None:
         cluster = replace(cluster, nodes=arguments.nodes)
     if arguments.recipe:
-        stages = load_recipe(arguments.recipe, arguments.overrides)[1]
+        planned = load_recipe(arguments.recipe, arguments.overrides, profile=arguments.profile)[1]
+        stages = tuple(one.stage for one in planned)
     else:
-        stages = (load_stage(arguments.stage, arguments.overrides),)
+        stages = (load_stage(arguments.stage, arguments.overrides, profile=arguments.profile),)
     if arguments.dry_run:
         scripts = list(submit.scripts(stages, cluster))
-        from bigdiff.plan.parameters import unet_parameters  # torch and diffusers: seconds
+        from bigdiff.plan.parameters import parameters  # torch and diffusers: seconds
         from bigdiff.plan.summary import summary
 
         for stage, script in scripts:
             print(dump(stage))
-            print(summary(stage, cluster, unet_parameters(stage.model.unet, stage.latent_size)), end="\n\n")
+            print(summary(stage, cluster, parameters(stage)), end="\n\n")
             print(script)
         return
     for line in submit.chain(stages, cluster):

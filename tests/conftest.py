@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,6 @@ from bigdiff.runtime.files import sha256
 
 if TYPE_CHECKING:
     from bigdiff.models.denoiser import Denoiser
-
 # before torch is imported anywhere: two processes with one thread each are the steadiest on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -45,6 +44,34 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(name="free_port")
+def free_port_fixture() -> Callable[[], int]:
+    """A port that nobody listens on."""
+    return free_port
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a small disk in memory, where that is allowed."""
+    mounts: list[Path] = []
+
+    def mount(*options: str) -> Path:
+        folder = tmp_path / f"disk-{len(mounts)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a disk of its own needs the right to mount: {done.stderr.strip()}")
+        mounts.append(folder)
+        return folder
+
+    try:
+        yield mount
+    finally:
+        for folder in mounts:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 # Without the interpreter's teardown: under load gloo's threads abort in it now and then ("terminate called without an
@@ -75,7 +102,7 @@ def start_ranks_fixture() -> Callable[..., list[subprocess.Popen[str]]]:
     return start_ranks
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_ranks() -> Ranks:
     """Run a Python script as `size` ranks of one gloo group; gives each rank's standard output."""
 
@@ -140,7 +167,7 @@ model:
   vae: {{source: {root}/vae, factor: 2}}
   text: {{encoder: {root}/text_encoder, tokenizer: {root}/tokenizer, max_length: 12}}
 optim: {{lr: 2e-3, warmup_steps: 3}}
-ema: {{decay: 0.9}}
+ema: {{decays: [0.9]}}
 checkpoint: {{every: 4, keep: 9}}
 log: {{every: 1}}
 """
@@ -234,27 +261,33 @@ def save_checkpoint(folder: Path, denoiser: "Denoiser", step: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from bigdiff.checkpoint import store
+    from bigdiff.checkpoint.content import AVERAGES, Content
     from bigdiff.checkpoint.state import Identity, TrainState
+    from bigdiff.checkpoint.writer import CheckpointWriter
+    from bigdiff.config.schema import Checkpoint
     from bigdiff.engine.partition import Partition, Piece, dense
     from bigdiff.runtime.world import World
 
     parts = {name: parameter.detach() for name, parameter in denoiser.trained().items()}
     flat = torch.cat([one.flatten() for one in parts.values()])
-    content = store.Content(
+    content = Content(
         partition=Partition(
             layout=dense((name, one.shape) for name, one in parts.items()),
             pieces=(Piece(local=0, start=0, length=len(flat)),),
             masters=(flat,),
         ),
-        tensors={"exp_avg": (flat * 0,), "exp_avg_sq": (flat * 0,), store.EMA: (flat * 0.5,)},
+        tensors={"exp_avg": (flat * 0,), "exp_avg_sq": (flat * 0,), "ema/0.9": (flat * 0.5,)},
         state=TrainState(step=step, samples_seen=8 * step),
         identity=Identity(seed=0, manifest="ab" * 32, total=8, order="o"),
-        about={"stage": "toy"},
+        about={"stage": "toy", AVERAGES: '{"ema/0.9": 0}'},
     )
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        store.save(folder, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), content, keep=9)
+        world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        writer = CheckpointWriter(folder, world, content.partition, list(content.tensors), Checkpoint(keep=9))
+        writer.save(content)
+        writer.wait(world)
+        writer.close()
     finally:
         dist.destroy_process_group()
 

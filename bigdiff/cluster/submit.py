@@ -14,12 +14,14 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
+from bigdiff.checkpoint import predecessor
 from bigdiff.checkpoint.layout import latest, run_folder, step_of
 from bigdiff.cluster.job import TrainJob
 from bigdiff.cluster.machine import Machine
 from bigdiff.cluster.rendezvous import free_port
+from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Cluster, Stage, accumulation
+from bigdiff.config.schema import Cluster, Stage
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -37,6 +39,16 @@ def reached(stage: Stage) -> int:
     """The step of the stage's newest checkpoint, 0 before the first."""
     newest = latest(run_folder(stage.runs, stage.name))
     return step_of(newest) if newest else 0
+
+
+def startable(stage: Stage) -> None:
+    """Refuse a stage whose run would find, on all its nodes, that what it starts from is not there.
+
+    Raises:
+        UsageError: as bigdiff.checkpoint.predecessor.chosen.
+    """
+    if stage.init_from and not reached(stage):
+        predecessor.chosen(stage)
 
 
 def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any]:
@@ -93,7 +105,7 @@ def check(stage: Stage, cluster: Cluster) -> None:
             f"cluster {cluster.name}: signal_seconds={cluster.signal_seconds} is not before the end of "
             f"time_minutes={cluster.time_minutes}"
         )
-    accumulation(stage, cluster.nodes * cluster.processes_per_node)
+    passes(stage, cluster.nodes * cluster.processes_per_node, gpu=cluster.gpus_per_node > 0)
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -168,9 +180,13 @@ def chain(stages: Sequence[Stage], cluster: Cluster) -> Iterator[str]:
     """Submit the unfinished `stages`, each after the success of the one it starts from; a line for each.
 
     Raises:
+        UsageError: before anything is submitted, when a stage starts from a run outside of `stages` that is not there.
         UsageError, RunError: as `slurm`; what was submitted before stays submitted.
     """
     jobs: dict[str, str] = {}
+    for stage in stages:
+        if stage.init_from not in {one.name for one in stages}:
+            startable(stage)
     for stage in stages:
         folder, step = run_folder(stage.runs, stage.name), reached(stage)
         if step >= stage.steps:
@@ -200,9 +216,10 @@ def local(stage: Stage, cluster: Cluster, machine: Machine) -> Any:  # noqa: ANN
     """Start the stage on `machine` with the cluster that machine.fit made for it; returns submitit's job.
 
     Raises:
-        UsageError: for a cluster that cannot work.
+        UsageError: for a cluster that cannot work, or a stage that starts from what is not there.
     """
     check(stage, cluster)
+    startable(stage)
     job = TrainJob(stage=stage, port=free_port())
     return start(job, run_folder(stage.runs, stage.name), cluster, machine)
 

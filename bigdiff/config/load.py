@@ -14,6 +14,7 @@ from bigdiff.config.rules import check
 from bigdiff.config.schema import Cluster, Stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CARD = "card"  # the profile that the stage files themselves are: what the model cards say
 T = TypeVar("T")
 
 
@@ -44,15 +45,31 @@ def load(schema: type[T], files: Sequence[Path], overrides: Sequence[str] = ()) 
         raise UsageError(f"{source}: {_first_line(error)}") from error
 
 
-def load_stage(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Stage:
-    """The stage `name` (a file under configs/stages, or a path to one): base.yaml <- its includes <- itself.
+def load_stage(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, profile: str = CARD) -> Stage:
+    """The stage `name` (a file under configs/stages, or a path to one): base.yaml <- its includes <- itself <- profile.
+
+    Another profile than "card" is a file of the same name beside the stages: configs/profiles/as-run/512px.yaml.
 
     Raises:
-        UsageError: for an unknown stage or anything `load` or `check` refuses.
+        UsageError: for an unknown stage, one that has no such profile, or anything `load` or `check` refuses.
     """
     file = find(name, configs / "stages", "stage")
-    files = [configs / "base.yaml", *[configs / include for include in includes(file)], file]
+    layers = [file] if profile == CARD else [file, _profiled(file, profile)]
+    files = [configs / "base.yaml"]
+    for layer in layers:
+        files += [*[configs / include for include in includes(layer)], layer]
     return check(load(Stage, files, overrides))
+
+
+def _profiled(stage: Path, profile: str) -> Path:
+    folder = stage.absolute().parent.parent / "profiles"
+    file = folder / profile / stage.name
+    if not file.is_file():
+        found = sorted(other.parent.name for other in folder.glob(f"*/{stage.name}"))
+        raise UsageError(f"stage {stage.stem} has no profile {profile!r}: it has {', '.join([CARD, *found])}")
+    if "name" not in _content(file):
+        raise UsageError(f"{file}: no name; a profile needs one of its own, so that its run folder is not the card's")
+    return file
 
 
 def load_cluster(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Cluster:

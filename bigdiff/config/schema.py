@@ -12,20 +12,29 @@ from bigdiff.config.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One of several latent sets of a stage and its share of the run."""
+    """One of several sets of a stage and its share of the run."""
 
-    latents: str  # as Data.latents
+    latents: str = ""  # as Data.latents
+    images: str = ""  # as Data.images
     proportion: float = 0.0  # share of the run's samples; 0: by size x upsample, of what proportions leave
     upsample: float = 1.0  # factor on its natural share
     repeat: float = 0.0  # passes after which it gives nothing more and the others take its share; 0: no limit
     until: int = 0  # position in the run from which on it gives nothing; 0: no limit
 
+    @property
+    def location(self) -> str:
+        """Of its set, of either kind."""
+        return self.latents or self.images
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """The latent shard sets of a stage and how their order is drawn."""
+    """The shard sets of a stage, of latents or of pictures, and how their order is drawn."""
 
     latents: str = ""  # folder, http(s):// or s3:// address of a set with manifest.json of kind "latents"
+    images: str = ""  # the same of kind "images", whose pictures are decoded, framed and encoded while training
+    crop: Literal["center", "random"] = "center"  # of pictures; latents are made of their centres
+    flip: float = 0.0  # probability that a picture is mirrored
     # or several sets and their shares; a list, because OmegaConf does not check the items of a tuple
     sources: list[Source] = field(default_factory=list)
     window: int = 64  # shards of a lane whose samples are shuffled together
@@ -49,9 +58,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNet:
-    """Arguments of diffusers' UNet2DConditionModel; `sample_size` follows from resolution and VAE factor."""
+    """Arguments of diffusers' UNet2DConditionModel; `sample_size` follows from resolution and VAE factor.
 
-    latent_channels: int = 4
+    Without text, which is cross_attention_dim=0, of UNet2DModel, whose blocks are DownBlock2D and AttnDownBlock2D.
+    """
+
+    latent_channels: int = 4  # without a VAE those of the pictures: 3, or 1 for grey
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
     down_block_types: tuple[str, ...] = (
@@ -67,7 +79,7 @@ class UNet:
         "CrossAttnUpBlock2D",
     )
     cross_attention_dim: int = 768
-    # diffusers' name; for this class the number of heads (SD 1.x: 8), a known misnomer of that library
+    # diffusers' name; with text the number of heads (SD 1.x: 8), a known misnomer of that library; without, their width
     attention_head_dim: int = 8
     norm_num_groups: int = 32
 
@@ -78,6 +90,34 @@ class Vae:
 
     source: str
     factor: int = 8  # pixels per latent, along a side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Autoencoder:
+    """The KL autoencoder that a stage trains, as diffusers' AutoencoderKL (Rombach et al. 2022), and its losses.
+
+    A sample's loss is the sum over its pixels, as in the original code: the weights below are relative to that.
+    """
+
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # each level but the last halves the sides: f8 has four
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    mid_attention: bool = True  # self-attention at the lowest resolution
+    reconstruction: Literal["l1", "l2"] = "l1"
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 1.0  # of LPIPS; 0: without, which needs no files and gives softer pictures
+    perceptual_vgg: str = ""  # torchvision's VGG16 weights, .pth or .safetensors
+    perceptual_heads: str = ""  # LPIPS's linear heads (lpips 0.1, vgg.pth); "": the unlearned distance
+    disc_weight: float = 0.5  # of the adversarial loss, beside the adaptive weight; 0: no discriminator
+    disc_start: int = 50001  # step from which on the discriminator learns and is listened to
+    disc_channels: int = 64  # of its first layer
+    disc_layers: int = 3  # that halve the picture; 3: patches of 70 pixels
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,22 +132,41 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """The three networks of a latent diffusion model."""
+    """The networks: all three of latent diffusion; no `text` is unconditional, no `vae` trains on the pixels.
+
+    With `autoencoder` the stage trains that instead, and has none of the others.
+    """
 
     unet: UNet = field(default_factory=UNet)
-    vae: Vae
-    text: Text
+    vae: Vae | None = None
+    text: Text | None = None
+    autoencoder: Autoencoder | None = None
+    # patterns of parameters that keep their first values, such as "unet.down_blocks.*"; * stands for dots, too
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diffusion:
-    """The forward process and the training target (Ho et al. 2020; v: Salimans & Ho 2022)."""
+    """The forward process, the training target and the loss; docs/objective.md has the formulas and their sources."""
 
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"  # diffusers' names; "sample" is x_0
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    zero_terminal_snr: bool = False  # no signal at the last timestep (Lin et al. 2024); not with epsilon
     train_timesteps: int = 1000
+    weighting: Literal["constant", "min_snr", "p2", "edm"] = "constant"  # of a timestep's squared error
+    snr_gamma: float = 0.0  # of min_snr; 5 in Hang et al. 2023
+    p2_gamma: float = 0.0  # of p2; 0.5 or 1 in Choi et al. 2022
+    p2_k: float = 0.0  # of p2; 1 in Choi et al. 2022
+    sigma_data: float = 0.0  # of edm: the scaled latents' standard deviation, about 1 for SD's VAE
+    offset_noise: float = 0.0  # strength of a constant per sample and channel, part of the noise; SDXL: 0.05
+    input_perturbation: float = 0.0  # strength of noise in the input, not in the target; 0.1 in Ning et al. 2023
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"  # the law of t / train_timesteps
+    logit_mean: float = 0.0  # of logit_normal (Esser et al. 2024); above 0: more noise
+    logit_std: float = 0.0  # of logit_normal; 1 in Esser et al. 2024
+    # each sample by itself; one from each of batch.total strata a step; or Sobol's sequence over the whole run
+    timestep_draws: Literal["independent", "stratified", "sobol"] = "independent"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,23 +179,33 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup_steps: int = 10000  # linear from lr x 1e-6, as the SD v1 launch configs do
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    decay_start: float = 0.0  # share of the steps after which cosine or linear decay to zero begins
+    schedule: Literal["constant", "cosine", "linear", "ldm_linear"] = "constant"
+    decay_start: float = 0.0  # share of the steps after which the decay to zero begins
+    # ldm_linear, as SD v1's launch scripts decayed: the steps left are divided by this whole cycle, not by the steps of
+    # the decay, so that the rate drops at once when the decay begins
+    cycle_steps: int = 0
     grad_clip: float = 1.0  # global L2 norm; 0 switches clipping off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ema:
-    """Exponential moving average of the weights, sharded over the ZeRO partitions."""
+    """Moving averages of the weights, sharded over the ZeRO partitions; docs/ema.md says how to choose.
 
-    decay: float = 0.9999  # with the warm-up min(decay, (1 + n) / (10 + n))
+    Each costs 4 bytes x parameters / ranks of memory. The first, of `decays` if there are any, is the one that is
+    drawn, handed over and exported unless another is named; without any it is the weights themselves.
+    """
+
+    # constant, with the warm-up min(decay, (1 + n) / (10 + n)); lists, as OmegaConf does not check a tuple's items
+    decays: list[float] = field(default_factory=lambda: [0.9999])
+    power: list[float] = field(default_factory=list)  # relative widths sigma_rel of power functions; 0.05 and 0.1 do
+    snapshot_every: int = 0  # steps between stored copies of the power averages, from which other widths are made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     """DeepSpeed and the numbers' format."""
 
-    zero_stage: Literal[1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1  # what of the training state is sharded: nothing, optimizer, gradients, weights
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
     gradient_checkpointing: bool = False
@@ -150,6 +219,23 @@ class Checkpoint:
 
     every: int = 5000  # steps
     keep: int = 3  # newest checkpoints; the last one of a stage is always kept
+    keep_every: int = 0  # steps: those of each multiple are kept for ever; 0: none
+    keep_best: bool = False  # also the one with the lowest mean training loss since the one before
+    wait_seconds: int = 300  # after rank 0 has written its file: the others' until then, or the run ends
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovery:
+    """What a run does about steps that went wrong; docs/recovery.md says what it sees and how often it errs."""
+
+    # a step whose loss or gradient is not finite moves no weights; so many in a row, and the run goes back
+    nonfinite_in_a_row: int = 5
+    # a step whose loss or gradient norm is so many robust deviations above the median takes the run back to its newest
+    # checkpoint, and what it learnt in between is left out; 0: off. 10 over 200 steps takes fewer than one of a million
+    # ordinary steps for a spike, unless losses have power-law tails; with small batches 6 sees more
+    spike: float = 10.0
+    window: int = 200  # applied steps of that median; before so many, no spike is seen. 20 err more, 50 hardly
+    budget: float = 0.05  # share of the stage's steps that may move no weights before the run ends
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,10 +247,12 @@ class Log:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preview:
-    """Pictures of fixed prompts from the EMA weights, drawn into TensorBoard."""
+    """Pictures of fixed prompts, drawn into TensorBoard."""
 
     every: int = 0  # steps; 0 draws none
+    weights: str = "ema"  # of which weights: "ema" (the stage's first average), "raw", or one such as "ema/0.9999"
     prompts: tuple[str, ...] = ()
+    count: int = 0  # pictures of a model without text; of an autoencoder: the first ones of the data
     steps: int = 20  # DDIM steps
     guidance: float = 3.0
 
@@ -176,7 +264,14 @@ class Stage:
     name: str
     recipe: str = ""  # what the values come from, for the reader of the resolved config
     runs: str = "runs"  # folder of the runs; this one is <runs>/<name>
-    init_from: str = ""  # run whose EMA weights this one starts from: a name under `runs` or a folder; "" is random
+    init_from: str = ""  # run that this one starts from: a name under `runs` or a folder; "" is random weights
+    init_step: int = 0  # step of its checkpoint; 0 is its end, and a run that is not at its end is refused
+    init_weights: str = (
+        "ema"  # which of its weights: "ema" (its first average), "raw", or an average such as "ema/0.9999"
+    )
+    init_ema: bool = False  # its EMA goes on, with its count, instead of starting anew at these weights
+    init_optimizer: bool = False  # AdamW's moments and count carry over, instead of starting at zero
+    init_schedule: bool = False  # the learning rate goes on from its step, instead of warming up again
     seed: int = 0
     resolution: int  # pixels along a side
     steps: int  # optimizer steps
@@ -189,13 +284,14 @@ class Stage:
     ema: Ema = field(default_factory=Ema)
     engine: Engine = field(default_factory=Engine)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    recovery: Recovery = field(default_factory=Recovery)
     log: Log = field(default_factory=Log)
     preview: Preview = field(default_factory=Preview)
 
     @property
     def latent_size(self) -> int:
-        """Latents along a side."""
-        return self.resolution // self.model.vae.factor
+        """Latents along a side; pixels where there is no VAE."""
+        return self.resolution // (self.model.vae.factor if self.model.vae else 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,4 +334,9 @@ def accumulation(stage: Stage, world_size: int) -> int:
 
 def sources(data: Data) -> list[Source]:
     """The sets of a stage, one or several."""
-    return data.sources or [Source(latents=data.latents)]
+    return data.sources or [Source(latents=data.latents, images=data.images)]
+
+
+def on_images(data: Data) -> bool:
+    """Whether a stage reads pictures, not latents."""
+    return any(one.images for one in sources(data))

@@ -34,6 +34,7 @@ def show(report: Report) -> list[Table]:
         "overlaps between ranks": f"{report.overlaps:,}",
         "records with other samples": digests,
         "steps done again after a crash": f"{report.redone_steps:,}",
+        "steps that moved no weights": f"{sum(one.end - one.begin for one in report.skipped):,}",
         "substituted": ", ".join(f"{count:,} {reason}" for reason, count in report.substituted.items()) or "0",
         **{f"passes over {one.source}": f"{one.passes:.3f} ({one.samples:,} samples)" for one in report.sources},
         "order": report.fingerprint[:16],
@@ -59,6 +60,8 @@ def places(answer: Answer) -> Table:
         stood_in = set(one.sighting.substitute)
         for step, position in zip(one.sighting.steps, one.sighting.positions, strict=True):
             table.add_row(*where, str(step), str(position), "read as a substitute" if position in stood_in else "read")
+        for idle in one.sighting.idle:
+            table.add_row(*where, str(idle.step), str(idle.position), f"read, moved no weights: {idle.reason}")
         for replaced in one.sighting.replaced:
             table.add_row(*where, str(replaced.step), str(replaced.position), f"not used: {replaced.reason}")
     return table
@@ -114,6 +117,8 @@ def main() -> None:
     else:
         for table in tables:
             console.print(table)
+        for skip in report.skipped if not sought else ():
+            console.print(skip.sentence, soft_wrap=True, markup=False)
         for fault in report.faults:
             console.print(f"{fault.kind}: {fault.sentence}", style="red", soft_wrap=True, markup=False)
     if not report.proven:

@@ -6,7 +6,7 @@ chain of stretches of steps, each of one start, and only their records are held 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data import ledger
-from bigdiff.data.ledger import Header, Pages
+from bigdiff.data.ledger import Header
+from bigdiff.data.pages import Pages, Skip, read
 
 Kind = Literal["missing", "gap", "duplicate", "overlap", "stray", "header", "damaged", "digest", "substitution"]
 NAMED: Final = 20  # faults of a kind that get a sentence; the rest are counted
@@ -90,7 +91,7 @@ def read_starts(run: Path, quiet: bool = True) -> list[Start]:
         for folder, mine in zip(folders, files, strict=True):
             pages = []
             for file in mine:
-                page = ledger.read(file)
+                page = read(file)
                 pages += [page] if page is not None else []
                 bar.update()
             if pages:
@@ -134,6 +135,25 @@ def last_step(start: Start) -> int:
     """
     ends = [pages.end + (pages.ending == "damaged") for pages in start.pages]  # it held at least one more
     return max(ends) if start.missing_ranks or max(ends) - min(ends) > 1 else min(ends)
+
+
+def skips(stretches: Sequence[Stretch]) -> list[Skip]:
+    """The steps of a history that moved no weights, ascending and apart, neighbours of one reason joined.
+
+    A record counts where its last step does, in whose course it was written; going back to a checkpoint takes along
+    what was skipped behind it.
+    """
+    found: list[Skip] = []
+    for stretch in stretches:
+        own = {skip for pages in stretch.start.pages for skip in pages.skips if stretch.begin < skip.end <= stretch.end}
+        for skip in sorted(own, key=lambda one: (one.end, one.begin)):
+            found = [replace(one, end=min(one.end, skip.begin)) for one in found if one.begin < skip.begin]
+            last = found[-1] if found else None
+            if last and (last.end, last.reason) == (skip.begin, skip.reason):
+                found[-1] = replace(last, end=skip.end)
+            else:
+                found.append(skip)
+    return found
 
 
 def header_faults(starts: Sequence[Start]) -> list[Fault]:

@@ -1,4 +1,4 @@
-"""The ledger of what was consumed: one append-only file per rank and start, readable up to wherever a kill cut it.
+"""The ledger of what was consumed: one append-only file per rank and start; bigdiff.data.pages reads it.
 
     <run>/audit/<start>/rank-00003-of-00008.ledger
 
@@ -7,6 +7,8 @@
     body          "H" and JSON: the header, first in every file
                   "R", uint8 code, UTF-8 text: names a reason, in front of its first use
                   "S", uint64 step, uint16 runs, uint32 substitutions, run ..., substitution ...
+                  "W", uint64 begin, uint64 end, UTF-8 reason: steps [begin, end), the last of them just recorded,
+                       moved no weights
     run           uint64 position, uint32 micro, uint32 batches, uint64 digest
     substitution  uint64 position, uint16 source, uint32 shard, uint32 row, uint8 reason
 
@@ -25,29 +27,27 @@ from time import time_ns
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import RunError
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Consumed, Substitution
 from bigdiff.runtime.files import sync
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 had no windows of steps that moved no weights, and is read, too
 FOLDER: Final = "audit"  # in the run's folder
 RUN: Final = np.dtype([("position", "<u8"), ("micro", "<u4"), ("batches", "<u4"), ("digest", "<u8")])
 SUBSTITUTION: Final = np.dtype(
     [("position", "<u8"), ("source", "<u2"), ("shard", "<u4"), ("row", "<u4"), ("reason", "u1")]
 )
-_FRAME: Final = struct.Struct("<II")
-_STEP: Final = struct.Struct("<cQHI")
-_RUN: Final = struct.Struct("<QIIQ")
-_SUBSTITUTION: Final = struct.Struct("<QHIIB")
-_LENGTH: Final = struct.Struct("<I")
-_OTHER: Final = 255  # the code of every reason beyond the first 255 of a file
-_LONGEST_TEXT: Final = 1 << 24  # bytes of a header; a longer one is damage
-
-Ending = Literal["whole", "torn", "damaged"]
+FRAME: Final = struct.Struct("<II")
+STEP: Final = struct.Struct("<cQHI")
+RUN_PACKED: Final = struct.Struct("<QIIQ")
+SUBSTITUTION_PACKED: Final = struct.Struct("<QHIIB")
+LENGTH: Final = struct.Struct("<I")
+WINDOW: Final = struct.Struct("<cQQ")
+OTHER: Final = 255  # the code of every reason beyond the first 255 of a file
+LONGEST_TEXT: Final = 1 << 24  # bytes of a header; a longer one is damage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,26 +116,6 @@ def header(course: Course, manifests: Sequence[str], kind: Literal["latents", "i
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pages:
-    """What could be read of one file."""
-
-    file: Path
-    header: Header
-    steps: npt.NDArray[np.int64]  # [records], as written
-    owners: npt.NDArray[np.int64]  # [runs], the record of each run
-    runs: npt.NDArray[np.void]  # [runs] of RUN
-    substitutions: npt.NDArray[np.void]  # [unusable samples] of SUBSTITUTION
-    reasons: dict[int, str]
-    ending: Ending
-    readable: int  # bytes before the end, the cut or the damage
-
-    @property
-    def end(self) -> int:
-        """The step behind the last one recorded."""
-        return int(self.steps[-1]) + 1 if len(self.steps) else self.header.step
-
-
 def new_start(run: Path) -> str:
     """A name for a start of `run` that sorts behind all earlier ones, whatever this machine's clock says.
 
@@ -184,9 +164,16 @@ class Ledger:
         runs = list(_runs(batches))
         unusable = [item for batch in batches for item in batch.substituted]
         names = b"".join(self._new_reason(item.reason) for item in unusable)
-        parts = [_STEP.pack(b"S", step, len(runs), len(unusable)), *runs]
+        parts = [STEP.pack(b"S", step, len(runs), len(unusable)), *runs]
         parts += [self._packed(item) for item in unusable]
         self._append(names + _framed(b"".join(parts)))
+
+    def skip(self, begin: int, end: int, reason: str) -> None:
+        """Record that steps [begin, end), the last of which was written just now, moved no weights.
+
+        It holds as long as that last step does: when a later start resumes before it, both are forgotten together.
+        """
+        self._append(_framed(WINDOW.pack(b"W", begin, end) + reason.encode()[:200]))
 
     def sync(self) -> None:
         """Bring what was written to the disk itself; called before a checkpoint counts."""
@@ -201,14 +188,14 @@ class Ledger:
 
     def _new_reason(self, reason: str) -> bytes:
         kind = _kind(reason)
-        if kind in self._reasons or len(self._reasons) == _OTHER:
+        if kind in self._reasons or len(self._reasons) == OTHER:
             return b""
         self._reasons[kind] = len(self._reasons)
         return _framed(b"R" + bytes([self._reasons[kind]]) + kind.encode())
 
     def _packed(self, item: Substitution) -> bytes:
-        code = self._reasons.get(_kind(item.reason), _OTHER)
-        return _SUBSTITUTION.pack(item.position, item.source, item.shard, item.row, code)
+        code = self._reasons.get(_kind(item.reason), OTHER)
+        return SUBSTITUTION_PACKED.pack(item.position, item.source, item.shard, item.row, code)
 
     def _append(self, frame: bytes) -> None:
         left = memoryview(frame)
@@ -225,8 +212,8 @@ def _kind(reason: str) -> str:
 
 
 def _framed(body: bytes) -> bytes:
-    rest = _LENGTH.pack(len(body)) + body
-    return _LENGTH.pack(zlib.crc32(rest)) + rest
+    rest = LENGTH.pack(len(body)) + body
+    return LENGTH.pack(zlib.crc32(rest)) + rest
 
 
 def _runs(batches: Sequence[Consumed]) -> Iterator[bytes]:
@@ -240,109 +227,10 @@ def _runs(batches: Sequence[Consumed]) -> Iterator[bytes]:
         ):
             last += 1
         digest = combined([batch.digest for batch in batches[at:last]])
-        yield _RUN.pack(first.position, first.samples, last - at, digest)
+        yield RUN_PACKED.pack(first.position, first.samples, last - at, digest)
         at = last
 
 
 def combined(digests: Sequence[int]) -> int:
     """The digest of a run from those of its micro-batches."""
     return xxhash.xxh3_64_intdigest(struct.pack(f"<{len(digests)}Q", *digests))
-
-
-def read(file: Path) -> Pages | None:
-    """All records up to the end, the cut or the damage; None when the file was cut inside its header.
-
-    Raises:
-        UsageError: when it cannot be read, is no ledger, or has another format.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file} ({error.strerror})") from error
-    found = _Found()
-    ending: Ending = "whole"
-    at = 0
-    while at < len(content):
-        problem, end = _next(content, at)
-        if problem:
-            ending = problem
-            break
-        found.take(content[at + _FRAME.size : end])
-        at = end
-    if found.header is None:
-        if ending == "damaged":
-            raise UsageError(f"{file} is no ledger, or its header is damaged")
-        return None
-    header = _header(found.header, file)
-    return Pages(
-        file=file,
-        header=header,
-        steps=np.array(found.steps, np.int64),
-        owners=np.repeat(np.arange(len(found.steps), dtype=np.int64), found.counts),
-        runs=np.frombuffer(b"".join(found.runs), RUN),
-        substitutions=np.frombuffer(b"".join(found.substitutions), SUBSTITUTION),
-        reasons=found.reasons,
-        ending=ending,
-        readable=at,
-    )
-
-
-class _Found:
-    """The bodies of a file, sorted by kind."""
-
-    def __init__(self) -> None:
-        self.header: bytes | None = None
-        self.reasons: dict[int, str] = {_OTHER: "other"}
-        self.steps: list[int] = []
-        self.counts: list[int] = []
-        self.runs: list[bytes] = []
-        self.substitutions: list[bytes] = []
-
-    def take(self, body: bytes) -> None:
-        kind = body[:1]
-        if kind == b"S":
-            _, step, runs, _ = _STEP.unpack_from(body)
-            middle = _STEP.size + runs * RUN.itemsize
-            self.steps.append(step)
-            self.counts.append(runs)
-            self.runs.append(body[_STEP.size : middle])
-            self.substitutions.append(body[middle:])
-        elif kind == b"R":
-            self.reasons[body[1]] = body[2:].decode()
-        else:
-            self.header = body[1:]
-
-
-def _next(content: bytes, at: int) -> tuple[Literal["", "torn", "damaged"], int]:
-    """What is wrong with the frame at `at`, and where it ends.
-
-    A kill leaves the beginning of a frame. Since a step's length follows from its counts, a flipped bit in it is told
-    from a cut. What a lost node leaves behind the last `sync` may be anything, and is damage.
-    """
-    left = len(content) - at
-    if left < _FRAME.size:
-        return "torn", at
-    crc, length = _FRAME.unpack_from(content, at)
-    begin, end = at + _FRAME.size, at + _FRAME.size + length
-    kind = content[begin : begin + 1]
-    plausible = kind in (b"", b"H") if at == 0 else kind in (b"", b"S", b"R")
-    if kind == b"S" and len(content) - begin >= _STEP.size:
-        _, _, runs, unusable = _STEP.unpack_from(content, begin)
-        plausible &= length == _STEP.size + runs * RUN.itemsize + unusable * SUBSTITUTION.itemsize
-    else:
-        plausible &= 0 < length <= (_LONGEST_TEXT if at == 0 else 1024)
-    if not plausible:
-        return "damaged", at
-    if end > len(content):
-        return "torn", at
-    if zlib.crc32(memoryview(content)[at + 4 : end]) != crc:
-        return "damaged", at
-    return "", end
-
-
-def _header(text: bytes, file: Path) -> Header:
-    values = json.loads(text)  # its checksum is right, so it is as it was written
-    if values.pop("format", None) != FORMAT:
-        raise UsageError(f"{file} has another format than {FORMAT}, which this version reads")
-    inputs = tuple(Input(**item) for item in values.pop("inputs"))
-    return Header(**values, inputs=inputs)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.course import Course
-from bigdiff.data.history import Stretch
+from bigdiff.data.history import Stretch, skips
 from bigdiff.data.manifest import Manifest
 from bigdiff.data.origin import checked, origin, remote
 from bigdiff.data.recount import Lost, Sample, lost_samples
@@ -44,14 +44,24 @@ class Replaced:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Idle:
+    """A position where the sample was read in a step that moved no weights."""
+
+    position: int
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sighting:
     """What a history did with one sample."""
 
     sample: Sample
-    positions: tuple[int, ...]  # where it was read, in its own place or as a substitute
+    positions: tuple[int, ...]  # where it was trained on, in its own place or as a substitute
     steps: tuple[int, ...]  # of these positions
     substitute: tuple[int, ...]  # those of the positions where it stood in for another
     replaced: tuple[Replaced, ...]
+    idle: tuple[Idle, ...]
 
 
 def open_file(location: str, name: str) -> IO[bytes]:
@@ -143,6 +153,14 @@ def _sighting(
     begin, end = (stretches[0].begin, stretches[-1].end) if stretches else (0, 0)
     placed = [position for position in course.find(*sample, end * total) if position >= begin * total]
     read = sorted([position for position in placed if position not in lost] + stood_in)
+    idle = [
+        Idle(position=position, step=position // total, reason=skip.reason)
+        for skip in skips(stretches)
+        for position in read
+        if skip.begin <= position // total < skip.end
+    ]
+    skipped = {one.position for one in idle}
+    read = [position for position in read if position not in skipped]
     replaced = [
         Replaced(position=position, step=position // total, reason=lost[position].reasons[0])
         for position in placed
@@ -152,6 +170,7 @@ def _sighting(
         sample=sample,
         positions=tuple(read),
         steps=tuple(position // total for position in read),
-        substitute=tuple(sorted(stood_in)),
+        substitute=tuple(sorted(set(stood_in) - skipped)),
         replaced=tuple(replaced),
+        idle=tuple(idle),
     )

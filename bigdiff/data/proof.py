@@ -30,11 +30,27 @@ class StartReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceReport:
-    """What a source gave."""
+    """What a source gave to steps that moved weights."""
 
     source: str
     samples: int
     passes: float  # over the whole source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkipReport:
+    """Steps [begin, end) that took their samples and moved no weights."""
+
+    begin: int
+    end: int
+    samples: int
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        steps = f"step {self.begin}" if self.end == self.begin + 1 else f"steps {self.begin}-{self.end - 1}"
+        return f"{steps} moved no weights: {self.reason}; their {self.samples} samples are not counted as trained on"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +67,7 @@ class Report:
     redone_steps: int  # recorded by a start whose step was then lost and done again
     fingerprint: str
     starts: tuple[StartReport, ...]
+    skipped: tuple[SkipReport, ...]  # part of the steps and positions, not of what the sources gave
     sources: tuple[SourceReport, ...]  # empty when the samples were not computed again
     substituted: dict[str, int]  # positions by reason
     faults: tuple[Fault, ...]
@@ -85,8 +102,13 @@ class Answer:
         steps = sorted(step for one in self.found for step in one.sighting.steps)
         replaced = sum(len(one.sighting.replaced) for one in self.found)
         beside = f", not used at {replaced} more" if replaced else ""
+        idle = sorted((one.step, one.reason) for each in self.found for one in each.sighting.idle)
+        if idle:
+            shown = ", ".join(f"{step} ({reason})" for step, reason in idle[:20]) + (", ..." if len(idle) > 20 else "")
+            beside += f", read at steps that moved no weights: {shown}"
         if not steps:
-            return f"never trained on: {asked} is in the sets and was not read in this history{beside}{missed}"
+            where = "was not trained on" if idle else "was not read"
+            return f"never trained on: {asked} is in the sets and {where} in this history{beside}{missed}"
         shown = ", ".join(map(str, steps[:20])) + (", ..." if len(steps) > 20 else "")
         return f"trained on {len(steps)} times: {asked} at steps {shown}{beside}{missed}"
 
@@ -153,6 +175,7 @@ def prove(starts: Sequence[Start], sets: Sets | None, until: int | None = None, 
         again = recount(stretches, sets.course, header.total, quiet)
         faults += [*_other_order(header, sets.course), *again.faults]
         wrong, sources = again.wrong, _passes(stretches, sets)
+    skipped = history.skips(stretches)
     counted = {stretch.start.name: stretch.end - stretch.begin for stretch in stretches}
     steps = sum(counted.values())
     lost = [one for stretch in stretches for one in lost_samples(stretch, header.total)]
@@ -168,6 +191,10 @@ def prove(starts: Sequence[Start], sets: Sets | None, until: int | None = None, 
         redone_steps=sum(one.recorded - one.counted for one in reports),
         fingerprint=header.fingerprint,
         starts=reports,
+        skipped=tuple(
+            SkipReport(begin=one.begin, end=one.end, samples=(one.end - one.begin) * header.total, reason=one.reason)
+            for one in skipped
+        ),
         sources=sources,
         substituted=dict(sorted(Counter(one.reasons[0] for one in lost).items())),
         faults=tuple(faults),
@@ -184,9 +211,11 @@ def _other_order(header: Header, now: Course) -> list[Fault]:
 def _passes(stretches: Sequence[Stretch], sets: Sets) -> tuple[SourceReport, ...]:
     # a substitute is of the same source, so the order alone says what each gave
     counts = [0] * len(sets.inputs)
-    for stretch in stretches:
-        first, last = sets.course.given(stretch.begin), sets.course.given(stretch.end)
-        counts = [count + after - before for count, before, after in zip(counts, first, last, strict=True)]
+    parts = [(stretch.begin, stretch.end, 1) for stretch in stretches]
+    parts += [(skip.begin, skip.end, -1) for skip in history.skips(stretches)]
+    for begin, end, sign in parts:
+        first, last = sets.course.given(begin), sets.course.given(end)
+        counts = [count + sign * (after - before) for count, before, after in zip(counts, first, last, strict=True)]
     return tuple(
         SourceReport(source=item.location, samples=count, passes=count / one.samples)
         for item, one, count in zip(sets.inputs, sets.manifests, counts, strict=True)

@@ -1,6 +1,7 @@
 """Sums between two log lines, kept on the device, so that no step waits for the host."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,9 @@ BINS = 10  # equal timestep ranges of the loss by noise level
 class Reading:
     """Means over all processes since the last reading."""
 
-    loss: float
-    loss_by_bin: tuple[float | None, ...]  # None: no sample of this bin was seen
+    loss: float  # what is optimised: the weighted loss
+    loss_by_bin: tuple[float | None, ...]  # unweighted, so that runs compare; None: no sample of this bin was seen
+    terms: dict[str, float]  # further means, by name
     images_per_second: float
     data_wait_fraction: float  # of the wall clock, on the process that waited most
 
@@ -28,26 +30,49 @@ class Meters:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(2, BINS, device=self._world.device, dtype=torch.float64)
+        self._bins = self._zeros(2, BINS)  # sum and count
+        self._total = self._zeros(2)
+        self._terms: dict[str, torch.Tensor] = {}
         self._wait = 0.0
+        self.empty = True  # nothing was added since the last reading; the same on all processes
         self._began = time.perf_counter()
 
-    def add(self, losses: torch.Tensor, timesteps: torch.Tensor, wait_seconds: float) -> None:
-        """Losses fp32 [B] and timesteps int64 [B] of one micro-batch; no synchronisation with the device."""
-        bins = timesteps * BINS // self._timesteps
-        self._sums[0].index_add_(0, bins, losses.detach().double())
-        self._sums[1].index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, device=self._world.device, dtype=torch.float64)
+
+    def add(
+        self, total: torch.Tensor, losses: torch.Tensor, timesteps: torch.Tensor | None, wait_seconds: float
+    ) -> None:
+        """What was optimised (a mean), each sample's loss fp32 [B], and its timestep int64 [B]; no synchronisation."""
+        self._total += torch.stack(
+            (total.detach().double() * len(losses), torch.full_like(self._total[0], len(losses)))
+        )
+        if timesteps is not None:
+            bins = timesteps * BINS // self._timesteps
+            self._bins[0].index_add_(0, bins, losses.detach().double())
+            self._bins[1].index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
         self._wait += wait_seconds
+        self.empty = False
+
+    def add_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Further means over a micro-batch, the same names on all processes; no synchronisation."""
+        for name, term in terms.items():
+            sums = self._terms.setdefault(name, self._zeros(2))
+            sums += torch.stack((term.detach().double(), torch.ones_like(sums[0])))
 
     def take(self) -> Reading:
         """Means over all processes; collective."""
         elapsed = time.perf_counter() - self._began
-        sums, counts = (self._world.mean(self._sums) * self._world.size).cpu()
+        names = sorted(self._terms)
+        flat = torch.cat([self._total, self._bins.flatten(), *(self._terms[name] for name in names)])
+        shared = (self._world.mean(flat) * self._world.size).cpu().tolist()
         waited = float(self._world.largest(torch.tensor([self._wait])).item())
-        seen = float(counts.sum())
+        total, seen, *rest = shared
+        bins, terms = (rest[:BINS], rest[BINS : 2 * BINS]), rest[2 * BINS :]
         reading = Reading(
-            loss=float(sums.sum()) / seen,
-            loss_by_bin=tuple(float(s) / float(n) if n else None for s, n in zip(sums, counts, strict=True)),
+            loss=total / seen,
+            loss_by_bin=tuple(one / count if count else None for one, count in zip(*bins, strict=True)),
+            terms={name: terms[2 * at] / terms[2 * at + 1] for at, name in enumerate(names)},
             images_per_second=seen / elapsed,
             data_wait_fraction=waited / elapsed,
         )

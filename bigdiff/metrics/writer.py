@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
+from bigdiff.config.errors import RunError
 from bigdiff.runtime.files import write_bytes
 
 
@@ -21,14 +22,23 @@ class Writer:
     def __init__(self, tensorboard: Path, metrics: Path, samples_seen: int) -> None:
         _cut(metrics, samples_seen)
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = metrics.open("a", buffering=1)
+        self._metrics, self._lines = metrics, metrics.open("ab", buffering=0)  # a failed write leaves nothing for later
         purge = samples_seen + 1 if samples_seen else None
         self._board = SummaryWriter(str(tensorboard), purge_step=purge, flush_secs=10)
 
     def scalars(self, step: int, samples_seen: int, values: dict[str, float]) -> None:
-        """One line and one point per tag."""
+        """One line and one point per tag.
+
+        Raises:
+            RunError: when the disk does not take the line.
+        """
         line = {"step": step, "samples_seen": samples_seen, "time": round(time.time(), 3), **values}
-        self._lines.write(json.dumps(line) + "\n")
+        try:
+            self._lines.write(f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            raise RunError(
+                f"{self._metrics} cannot be written ({error.strerror}): make room, and start again to go on"
+            ) from error
         for tag, value in values.items():
             self._board.add_scalar(tag, value, samples_seen)
 

@@ -10,7 +10,19 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["timestep", "noise", "posterior", "text_dropout", "preview", "framing"]
+Purpose = Literal[
+    "timestep",
+    "noise",
+    "posterior",
+    "text_dropout",
+    "preview",
+    "framing",
+    "offset_noise",
+    "input_perturbation",
+    "stratum",
+    "sobol_order",
+    "sobol",
+]
 # A purpose's number is part of every run's identity: add at the end, never renumber.
 PURPOSES: dict[str, int] = {
     "timestep": 0,
@@ -19,6 +31,11 @@ PURPOSES: dict[str, int] = {
     "text_dropout": 3,
     "preview": 4,
     "framing": 5,  # crop and flip of pictures
+    "offset_noise": 6,
+    "input_perturbation": 7,
+    "stratum": 8,  # by step, not by position
+    "sobol_order": 9,  # by node of a binary tree
+    "sobol": 10,  # likewise
 }
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -8,8 +8,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from bigdiff.config.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreed:
+    """What all processes know at the end of a step, the same on each."""
+
+    stop: bool  # one was asked to stop
+    failed: bool  # the checkpoint writer of one has failed
+    broken: int  # processes whose own loss is not finite
+    loss: float  # mean over all processes; not finite when that of one is not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +31,7 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    beacon: Store | None = None  # a connection of its own to what all processes share, for another thread
 
     @property
     def first(self) -> bool:
@@ -42,6 +54,18 @@ class World:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return most
 
+    def agree(self, loss: torch.Tensor, stop: bool, failed: bool) -> Agreed:
+        """Put together what each process knows after a step, in one small collective: see Agreed.
+
+        `loss` is a scalar, this process's mean; the processes' shares of a step are equal.
+        """
+        mine = loss.detach().double()
+        flags = torch.tensor([float(stop), float(failed)], dtype=torch.float64, device=self.device)
+        words = torch.cat((flags, torch.stack((~mine.isfinite(), mine))))
+        dist.all_reduce(words)
+        stops, failures, broken, total = words.tolist()
+        return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)
+
     def anywhere(self, flag: bool) -> bool:
         """Whether `flag` is set on any process, the same answer on all."""
         return bool(self.largest(torch.tensor([float(flag)])).item())
@@ -62,8 +86,8 @@ class World:
 def enter(timeout_seconds: int) -> World:
     """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
-    Without them this is a world of one. A collective that waits longer than `timeout_seconds` ends the process, so
-    that a hung peer does not hold its nodes.
+    Without them this is a world of one. A collective that waits longer than `timeout_seconds` fails; the watchdog
+    (bigdiff.runtime.watchdog) ends a run that hangs before that, and says who is at fault.
 
     Raises:
         RunError: when only some of the variables are set.
@@ -74,20 +98,26 @@ def enter(timeout_seconds: int) -> World:
     if missing and not alone:
         raise RunError(f"{', '.join(missing)} not set although other process group variables are")
     rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in zip(named, "001", strict=False))
-    device = torch.device("cpu")
+    device, beacon = torch.device("cpu"), None
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=timeout_seconds)
-        if alone:
-            os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
-    return World(rank=rank, local_rank=local_rank, size=size, device=device)
+        beacon = _join(backend, timedelta(seconds=timeout_seconds), alone)
+    return World(rank=rank, local_rank=local_rank, size=size, device=device, beacon=beacon)
+
+
+def _join(backend: str, timeout: timedelta, alone: bool) -> Store | None:
+    if alone:
+        os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return None
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout)
+    # a call of one thread keeps all others from the same connection, for as long as it blocks
+    return PrefixStore("beacon", store.clone())
 
 
 def leave() -> None:

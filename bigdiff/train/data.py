@@ -1,35 +1,50 @@
-"""A stage's latent sets, the course of its run over them, and this process's batches."""
+"""A stage's shard sets, the course of its run over them, and this process's batches."""
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.checkpoint.state import Identity
 from bigdiff.config.errors import UsageError
-from bigdiff.config.schema import Data, Stage, sources
+from bigdiff.config.schema import Data, Stage, on_images, sources
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine, read_tombstones
 from bigdiff.data.device import on_device
-from bigdiff.data.latents import Batch, LatentReader, LatentSet
+from bigdiff.data.images import Framing, ImageReader, ImageSet
+from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.ledger import Ledger, Place, header, new_start
 from bigdiff.data.mixture import Source
 from bigdiff.data.storage import Cache
 from bigdiff.data.stream import Ahead, Slice, batches
 from bigdiff.runtime.world import World
+from bigdiff.train.task import Micro
+
+Sets: TypeAlias = list[LatentSet] | list[ImageSet]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feed:
+    """What a process trains on, and what is written down of it."""
+
+    batches: Generator[list[Micro], None, None]  # micro-batches of each optimizer step
+    quarantine: Quarantine  # of what could not be used
+    ledger: Ledger | None  # of what each step consumed, with data.audit
 
 
 @contextmanager
-def opened(data: Data) -> Iterator[list[LatentSet]]:
+def opened(data: Data) -> Iterator[Sets]:
     """The stage's sets in the order of its sources."""
     tombstones = read_tombstones(data.tombstones)
     cache = Cache(folder=data.cache, bytes=int(data.cache_gb * 1e9)) if data.cache else None
+    found = [(one.location, tombstones, cache if "://" in one.location else None) for one in sources(data)]
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(LatentSet(one.latents, tombstones, cache if "://" in one.latents else None))
-            for one in sources(data)
-        ]
+        if on_images(data):
+            yield [stack.enter_context(ImageSet(*one)) for one in found]
+        else:
+            yield [stack.enter_context(LatentSet(*one)) for one in found]
 
 
 def shares(data: Data) -> list[dict[str, Any]]:
@@ -45,7 +60,7 @@ def shares(data: Data) -> list[dict[str, Any]]:
     ]
 
 
-def course(stage: Stage, sets: list[LatentSet]) -> Course:
+def course(stage: Stage, sets: Sets) -> Course:
     """Which samples make up each global batch of the stage.
 
     Raises:
@@ -69,24 +84,55 @@ def course(stage: Stage, sets: list[LatentSet]) -> Course:
     return path
 
 
-def fingerprint(sets: list[LatentSet]) -> str:
+def fingerprint(sets: Sets) -> str:
     """Of all sets' exact bytes: that of the one, or sha256 over those of several."""
     digests = [one.fingerprint for one in sets]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def identity(stage: Stage, sets: list[LatentSet], path: Course) -> Identity:
-    """What must be equal for a resume to continue the same run."""
-    return Identity(seed=stage.seed, manifest=fingerprint(sets), total=stage.batch.total, order=path.fingerprint)
+def identity(stage: Stage, sets: Sets, path: Course, frozen: str) -> Identity:
+    """What must be equal for a resume to continue the same run; `frozen` is the sha256 of its frozen weights."""
+    framing = f"{stage.data.crop} crop, mirrored with probability {stage.data.flip:g}" if on_images(stage.data) else ""
+    return Identity(
+        seed=stage.seed,
+        manifest=fingerprint(sets),
+        total=stage.batch.total,
+        order=path.fingerprint,
+        framing=framing,
+        frozen=frozen,
+    )
 
 
 def stream(
-    stage: Stage, world: World, sets: list[LatentSet], path: Course, start: int, quarantine: Quarantine
-) -> Generator[list[Batch], None, None]:
+    stage: Stage, world: World, sets: Sets, path: Course, start: int, quarantine: Quarantine
+) -> Generator[list[Micro], None, None]:
     """This process's micro-batches on its device, from position `start` on, without end."""
     part = Slice(total=stage.batch.total, micro=stage.batch.micro, rank=world.rank, size=world.size)
     ahead = Ahead(steps=stage.data.read_ahead, threads=stage.data.read_threads)
-    return on_device(batches(LatentReader(sets), path, part, start, ahead, quarantine), world.device)
+    if on_images(stage.data):
+        pictures = ImageReader([one for one in sets if isinstance(one, ImageSet)], framing(stage))
+        return on_device(batches(pictures, path, part, start, ahead, quarantine), world.device)
+    latents = LatentReader([one for one in sets if isinstance(one, LatentSet)])
+    return on_device(batches(latents, path, part, start, ahead, quarantine), world.device)
+
+
+def feed(stage: Stage, world: World, sets: Sets, path: Course, place: Place, position: int) -> Feed:
+    """This process's batches from `position` on, without end."""
+    quarantine = Quarantine()
+    written = ledger(stage, sets, path, place)
+    return Feed(batches=stream(stage, world, sets, path, position, quarantine), quarantine=quarantine, ledger=written)
+
+
+def framing(stage: Stage) -> Framing:
+    """How the stage's pictures become squares."""
+    return Framing(resolution=stage.resolution, crop=stage.data.crop, flip=stage.data.flip, seed=stage.seed)
+
+
+def refuse_buckets(sets: Sequence[ImageSet]) -> None:
+    """Raise a UsageError for a set of pictures of several shapes, which a stage of one resolution cannot take."""
+    for one in sets:
+        if one.manifest.buckets != ("",) * len(one.manifest.buckets):
+            raise UsageError(f"{one.location} is sorted into buckets of several shapes, and a stage has one resolution")
 
 
 def start_name(stage: Stage, world: World) -> str:
@@ -94,9 +140,10 @@ def start_name(stage: Stage, world: World) -> str:
     return str(world.first_says(new_start(run_folder(stage.runs, stage.name)))) if stage.data.audit else ""
 
 
-def ledger(stage: Stage, sets: list[LatentSet], path: Course, place: Place) -> Ledger | None:
+def ledger(stage: Stage, sets: Sets, path: Course, place: Place) -> Ledger | None:
     """Where this process writes down what it consumed. None without data.audit."""
     if not stage.data.audit:
         return None
-    written = header(path, [one.fingerprint for one in sets], "latents", place)
+    kind: Literal["latents", "images"] = "images" if on_images(stage.data) else "latents"
+    written = header(path, [one.fingerprint for one in sets], kind, place)
     return Ledger(run_folder(stage.runs, stage.name), written)

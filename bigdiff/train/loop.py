@@ -1,104 +1,106 @@
 """The loop, on one screen."""
 
-import math
+import json
+from collections.abc import Sequence
 
 import torch
 
-from bigdiff.checkpoint import store
-from bigdiff.config.errors import RunError
-from bigdiff.data.damage import budget_left, over_budget
-from bigdiff.train.run import START, Outcome, Run
-from bigdiff.train.step import optimizer_step
+from bigdiff.checkpoint import snapshots
+from bigdiff.checkpoint.content import AVERAGES, Content
+from bigdiff.runtime.world import Agreed
+from bigdiff.train import incidents, report
+from bigdiff.train.recovery import Verdict, first_save
+from bigdiff.train.run import CURVE, START, Outcome, Run
+from bigdiff.train.step import Done, meter, optimizer_step
+from bigdiff.train.task import Micro
 
 
 def train(run: Run) -> Outcome:
     """Train until the stage's last step or an agreed stop; both end in a checkpoint."""
     stage = run.stage
     while run.state.step < stage.steps:
+        run.watch.at(run.state.step, "data")
         batches = next(run.batches)
-        rate = optimizer_step(run, batches)
+        run.watch.at(run.state.step, "forward and backward")
+        done = optimizer_step(run, batches)
         if run.ledger is not None:
             run.ledger.write(run.state.step, [batch.consumed for batch in batches])
-        run.ema.update(run.engine.partition.masters, run.state.step)
-        run.state = run.state.after(stage.batch.total)
+        agreed = agree(run, done)
+        verdict = incidents.judge(run, agreed.loss, done)
+        settle(run, batches, done, verdict)
         step, last = run.state.step, run.state.step == stage.steps
-        stopping = run.stop.agreed(run.world)
-        if step % stage.log.every == 0 or last or stopping:
-            log(run, rate)
+        if last or agreed.stop:
+            run.stop.heed()
+        if (step % stage.log.every == 0 or last or agreed.stop) and not run.meters.empty:
+            run.watch.at(step, "log")
+            report.log(run, done.stepped)
         if run.preview is not None and (step % stage.preview.every == 0 or last):
-            picture = run.preview.draw(run.engine.gather(run.ema.shadow))
-            if run.writer is not None:
-                run.writer.image("preview/ema", picture, run.state.samples_seen)
-        if step % stage.checkpoint.every == 0 or last or stopping:
+            run.watch.at(step, "preview")
+            report.preview(run, run.preview)
+        run.watch.at(step, "checkpoint")
+        if stage.ema.snapshot_every and step % stage.ema.snapshot_every == 0:
+            snapshots.save(run.folder, run.world, content(run, run.ema.power))
+        if step % stage.checkpoint.every == 0 or last or agreed.stop or verdict.action == "roll back" or first(run):
             save(run)
-        if stopping and not last:
-            run.say(
-                f"stopping at step {step} ({run.stop.requested or 'asked on another rank'}); saved, to be continued"
-            )
+        if agreed.stop:
             break
+    run.checkpoints.wait(run.world)
     finished = run.state.step >= stage.steps
+    if not finished:
+        why = run.stop.requested or "asked on another rank"
+        run.say(f"stopping at step {run.state.step} ({why}); saved, to be continued")
     return Outcome(step=run.state.step, samples_seen=run.state.samples_seen, finished=finished)
 
 
-def log(run: Run, rate: float) -> None:
-    """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective.
+def agree(run: Run, done: Done) -> Agreed:
+    """What all ranks must know of each other after a step; its one collective beside the engine's.
 
     Raises:
-        RunError: when the loss is not finite.
+        RunError: on all ranks, when one of them could not write a checkpoint.
     """
-    reading, norm, state = run.meters.take(), float(run.engine.grad_norm()), run.state
-    damaged, dead = substituted(run)
-    if not math.isfinite(reading.loss):
-        raise RunError(
-            f"the loss at step {state.step} is {reading.loss}: start again to go on from the last checkpoint, "
-            f"with a lower optim.lr or engine.precision=fp32 if it comes back"
-        )
-    run.say(
-        f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
-        f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
-        + (f"  damaged and substituted {damaged}" if damaged else "")
-    )
-    if run.writer is None:
-        return
-    values = {
-        "train/loss": reading.loss,
-        "train/grad_norm": norm,
-        "train/lr": rate,
-        "train/samples_seen": float(state.samples_seen),
-        "speed/images_per_second": reading.images_per_second,
-        "speed/data_wait_fraction": reading.data_wait_fraction,
-        "data/damaged": float(damaged),
-        "data/tombstoned": float(dead),
-    }
-    bins = enumerate(reading.loss_by_bin)
-    values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
-    run.writer.scalars(state.step, state.samples_seen, values)
+    run.watch.at(run.state.step, "agreement")
+    agreed = run.world.agree(done.loss, stop=bool(run.stop.requested), failed=bool(run.checkpoints.failed))
+    if agreed.failed:
+        run.checkpoints.wait(run.world)
+    return agreed
 
 
-def substituted(run: Run) -> tuple[int, int]:
-    """Samples that were replaced since this start, on all processes: (damaged, taken down); collective.
+def settle(run: Run, batches: Sequence[Micro], done: Done, verdict: Verdict) -> None:
+    """Bring the run behind the step: with it, without it, or with the weights of an earlier one; collective."""
+    if verdict.action == "skip":
+        incidents.leave_out(run, batches, done, verdict)
+    elif verdict.action == "roll back":
+        incidents.go_back(run, batches, done, verdict)
+    else:
+        meter(run, batches, done)
+        run.ema.update(run.engine.partition.masters, run.state.updates)
+        run.curve = run.curve.after(verdict.loss, done.stepped.norm, run.stage.recovery.window)
+        run.state = run.state.after(run.stage.batch.total)
 
-    Raises:
-        RunError: on all processes alike, when more are damaged than the budget allows.
-    """
-    counts = torch.tensor([run.quarantine.damaged, run.quarantine.dead], dtype=torch.float32)
-    damaged, dead = (int(count) for count in (run.world.mean(counts) * run.world.size).round().tolist())
-    seen = run.state.samples_seen - run.began
-    if not budget_left(seen, damaged, run.stage.data.damage_budget):
-        raise over_budget(seen, damaged, run.stage.data.damage_budget)
-    return damaged, dead
+
+def first(run: Run) -> bool:
+    """Whether the run, without a checkpoint so far, needs one now, to go back to when a spike comes."""
+    return first_save(run.curve, run.saved, run.stage.recovery)
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint; collective."""
+    """Have a checkpoint written beside the next steps."""
     if run.ledger is not None:
         run.ledger.sync()  # the checkpoint must not know of samples that the ledger could lose
-    tensors = {**run.engine.moments(), store.EMA: run.ema.shadow}
-    content = store.Content(
+    loss = sum(run.losses) / len(run.losses) if run.losses else None
+    run.losses.clear()
+    run.checkpoints.save(content(run, {**run.engine.moments(), **run.ema.tensors}, loss))
+    run.saved = True
+
+
+def content(run: Run, tensors: dict[str, tuple[torch.Tensor, ...]], loss: float | None = None) -> Content:
+    """What is stored of the run as it stands now."""
+    about = {"stage": run.stage.name, START: run.start, AVERAGES: json.dumps(run.ema.began), CURVE: run.curve.text()}
+    return Content(
         partition=run.engine.partition,
-        tensors=tensors,
+        tensors=dict(tensors),
         state=run.state,
         identity=run.identity,
-        about={"stage": run.stage.name, START: run.start},
+        about=about,
+        loss=loss,
     )
-    store.save(run.folder, run.world, content, run.stage.checkpoint.keep)

@@ -1,50 +1,67 @@
 """What a running stage consists of, and what comes out of it."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from bigdiff.checkpoint.state import Identity, TrainState
+from bigdiff.checkpoint.writer import CheckpointWriter
 from bigdiff.config.schema import Stage
+from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine
-from bigdiff.data.latents import Batch
 from bigdiff.data.ledger import Ledger
-from bigdiff.diffusion.objective import Objective
+from bigdiff.data.sets import ShardSet
 from bigdiff.engine.deepspeed import Engine
-from bigdiff.evaluate.preview import Previewer
+from bigdiff.evaluate.grid import Pictures
 from bigdiff.metrics.meters import Meters
 from bigdiff.metrics.writer import Writer
-from bigdiff.models.ema import Ema
+from bigdiff.models.ema import Averages
 from bigdiff.runtime.stop import Stop
+from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import World
+from bigdiff.train.recovery import Curve
+from bigdiff.train.task import Micro, Task
 
-START = "start"  # where a checkpoint names the start that wrote it
+START, CURVE = "start", "curve"  # where a checkpoint names the start that wrote it, and has the curve it saw
+
+
+class Drawer(Protocol):
+    """What shows how far a run has come."""
+
+    def draw(self, weights: dict[str, torch.Tensor]) -> Pictures:
+        """A uint8 [H, W, 3] picture from the trained weights by name; the same subjects every time."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Run:
-    """One stage on this process; `state` alone changes."""
+    """One stage on this process; `state`, `curve` and `saved` alone change."""
 
     stage: Stage
     folder: Path
     world: World
-    batches: Generator[list[Batch], None, None]  # micro-batches of each optimizer step, from `state` on
+    watch: Watchdog
+    sets: Sequence[ShardSet]
+    course: Course
+    batches: Generator[list[Micro], None, None]  # micro-batches of each optimizer step, from `state` on
     quarantine: Quarantine  # of what the batches could not use, since this start
     ledger: Ledger | None  # of what each step consumed
     start: str  # this start's name in the audit; "" without one
-    objective: Objective
+    task: Task
     engine: Engine
-    ema: Ema
-    scaling_factor: float  # of the VAE's latents
-    empty_tokens: torch.Tensor  # int64 [L], the caption "" of dropped text
+    ema: Averages
+    checkpoints: CheckpointWriter
+    losses: list[float]  # the log's mean losses since the newest checkpoint
     state: TrainState
+    curve: Curve  # of the steps before, by which a spike is told
+    saved: bool  # whether there is a checkpoint
     began: int  # samples seen before this start
     identity: Identity
     meters: Meters
     writer: Writer | None  # on rank 0
-    preview: Previewer | None
+    preview: Drawer | None
     stop: Stop
     say: Callable[[str], None]  # one line for a person; silent beyond rank 0
 

@@ -5,113 +5,113 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer
-
-from bigdiff.checkpoint import layout, store
+from bigdiff.checkpoint import layout, probe, snapshots
+from bigdiff.checkpoint.content import MOMENTS
 from bigdiff.checkpoint.state import Identity, TrainState
+from bigdiff.checkpoint.writer import CheckpointWriter
+from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import dump
-from bigdiff.config.schema import Stage, accumulation
-from bigdiff.data import manifest
-from bigdiff.data.contract import LatentContract
-from bigdiff.data.damage import Quarantine
-from bigdiff.data.latents import LatentSet
+from bigdiff.config.schema import Stage, on_images
+from bigdiff.data.course import Course
 from bigdiff.data.ledger import Place
-from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
-from bigdiff.evaluate.preview import Previewer
 from bigdiff.metrics.meters import Meters
 from bigdiff.metrics.writer import Writer
-from bigdiff.models import components
-from bigdiff.models.denoiser import Denoiser
-from bigdiff.models.ema import Ema
+from bigdiff.models.ema import Averages
 from bigdiff.runtime.files import write_bytes, write_json
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
+from bigdiff.runtime.watchdog import Watchdog, collective_timeout
 from bigdiff.runtime.world import World, enter, leave
+from bigdiff.train import autoencoders, handover, kept, loop, networks, regrouped, resuming
 from bigdiff.train import data as stream
-from bigdiff.train import loop
-from bigdiff.train.run import START, Outcome, Run
+from bigdiff.train.recovery import Curve
+from bigdiff.train.regrouped import Around
+from bigdiff.train.resuming import Standing, warn
+from bigdiff.train.run import CURVE, START, Outcome, Run
 
 
 def train_stage(stage: Stage) -> Outcome:
     """Train `stage` on this process's share until it is finished or stopped; called by every process alike."""
     stop = Stop()
     stop.listen()
-    world = enter(stage.engine.timeout_seconds)
+    limit = stage.engine.timeout_seconds
+    world = enter(collective_timeout(limit))
     try:
-        accumulation(stage, world.size)
-        with building(stage, world, stop) as run:
-            outcome = loop.train(run)
-        world.barrier()  # nobody leaves while another still talks to it
+        with Watchdog(world, layout.run_folder(stage.runs, stage.name), limit) as watch:
+            passes(stage, world.size, gpu=world.device.type == "cuda")
+            with building(stage, world, stop, watch) as run:
+                outcome = loop.train(run)
+            world.barrier()  # nobody leaves while another still talks to it
         return outcome
     finally:
         leave()
 
 
 @contextmanager
-def building(stage: Stage, world: World, stop: Stop) -> Iterator[Run]:
+def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterator[Run]:
     """The run of `stage` on this process, resumed from its newest good checkpoint; closes what it opened."""
     folder = layout.run_folder(stage.runs, stage.name)
-    say = speaker(world)
-    vae = components.load_vae(stage.model.vae.source)
-    tokenizer = components.load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length)
-    text_encoder = components.load_text_encoder(stage.model.text.encoder)
+    mark = probe.begin(folder, world)
     with stream.opened(stage.data) as sets, ExitStack() as closing:
-        needed = needed_contract(stage, vae, tokenizer)
-        for latents in sets:
-            refuse_other_latents(latents, needed)
         course = stream.course(stage, sets)
-        denoiser = build_denoiser(stage, text_encoder, say)
-        engine = Engine(denoiser, denoiser.trained(), stage, world)
-        identity = stream.identity(stage, sets, course)
-        ema = Ema(engine.partition.masters, stage.ema.decay)
+        found = autoencoders.load(stage) if stage.model.autoencoder else networks.load(stage)
+        stored = kept.settle(stage, world, found.untrained(), found.kept())
+        prepared = prepare(found, sets, course, world)
+        engine = Engine(found.module, found.trained(), stage, world)
+        identity = stream.identity(stage, sets, course, stored.sha256)
+        ema = Averages(engine.partition.masters, stage.ema)
         start = stream.start_name(stage, world)
-        state, parent = resume(folder, world, engine, ema, identity)
-        if world.first:
-            describe(folder, stage, sets)
-        quarantine = Quarantine()
-        place = Place(start=start, parent=parent, step=state.step, rank=world.rank, size=world.size)
-        ledger = stream.ledger(stage, sets, course, place)
-        batches = stream.stream(stage, world, sets, course, state.samples_seen, quarantine)
-        writer = (
-            Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen) if world.first else None
-        )
-        for opened in (writer, ledger, batches):  # closed in the reverse order
+        names = [*MOMENTS, *ema.tensors]
+        checkpoints = CheckpointWriter(folder, world, engine.partition, names, stage.checkpoint, mark)
+        around = Around(kept=stored.names, loaded=found.loaded())
+        standing = resume(stage, world, engine, ema, identity, around)
+        state = standing.state
+        writer = writing(stage, folder, sets, state) if world.first else None
+        place = Place(start=start, parent=standing.start, step=state.step, rank=world.rank, size=world.size)
+        feed = stream.feed(stage, world, sets, course, place, state.samples_seen)
+        for opened in (checkpoints, writer, feed.ledger, feed.batches):  # closed in the reverse order
             if opened is not None:
                 closing.callback(opened.close)
-        say(
-            f"{stage.name}: {engine.partition.total:,} trained parameters, "
-            f"{sum(one.manifest.samples for one in sets):,} samples, "
-            f"{world.size} processes on {world.device.type}, {'bf16 over fp32' if engine.half else 'fp32'}, "
-            f"from step {state.step}"
-        )
+        announce(stage, engine, ema, sets, state, world)
         yield Run(
             stage=stage,
             folder=folder,
             world=world,
-            batches=batches,
-            quarantine=quarantine,
-            ledger=ledger,
+            watch=watch,
+            sets=sets,
+            course=course,
+            batches=feed.batches,
+            quarantine=feed.quarantine,
+            ledger=feed.ledger,
             start=start,
-            objective=objective.build(stage.diffusion, stage.seed, world.device),
+            task=prepared.task(engine, world),
             engine=engine,
             ema=ema,
-            scaling_factor=float(vae.config["scaling_factor"]),
-            empty_tokens=torch.tensor(needed["empty_tokens"], device=world.device),
+            checkpoints=checkpoints,
+            losses=[],
             state=state,
+            curve=standing.curve,
+            saved=standing.saved,
             began=state.samples_seen,
             identity=identity,
             meters=Meters(stage.diffusion.train_timesteps, world),
             writer=writer,
-            preview=Previewer(stage, vae, text_encoder, tokenizer) if stage.preview.every else None,
+            preview=prepared.preview,
             stop=stop,
-            say=say,
+            say=speaker(world),
         )
+
+
+def prepare(
+    found: networks.Networks | autoencoders.Networks, sets: stream.Sets, course: Course, world: World
+) -> networks.Prepared | autoencoders.Prepared:
+    """What the networks need before the engine takes them; collective."""
+    if isinstance(found, autoencoders.Networks):
+        return autoencoders.prepare(found, sets, course, world)
+    return networks.prepare(found, sets, world.device)
 
 
 def speaker(world: World) -> Callable[[str], None]:
@@ -126,104 +126,70 @@ def speaker(world: World) -> Callable[[str], None]:
     return say
 
 
-def needed_contract(stage: Stage, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    """What the stage's latent set must have been made with."""
-    contract = LatentContract(
-        vae_sha256=components.weights_sha256(vae),
-        vae_scaling_factor=float(vae.config["scaling_factor"]),
-        vae_factor=stage.model.vae.factor,
-        latent_channels=stage.model.unet.latent_channels,
-        resolution=stage.resolution,
-        tokenizer_sha256=components.tokenizer_sha256(tokenizer),
-        empty_tokens=tuple(components.token_ids(tokenizer, [""])[0].tolist()),
+def announce(stage: Stage, engine: Engine, ema: Averages, sets: stream.Sets, state: TrainState, world: World) -> None:
+    """Tell a person what begins."""
+    say = speaker(world)
+    say(
+        f"{stage.name}: {engine.partition.total:,} trained parameters, "
+        f"{sum(one.manifest.samples for one in sets):,} samples, "
+        f"{world.size} processes on {world.device.type}, {'bf16 over fp32' if engine.half else 'fp32'}, "
+        f"from step {state.step}"
     )
-    return contract.lines()
+    if not ema.tensors:
+        say("no averages: previews, export and the stages that start from this one take the weights themselves")
 
 
-def refuse_other_latents(latents: LatentSet, needed: dict[str, Any]) -> None:
-    """Raise a UsageError when the set was not encoded as the stage needs it, line by line."""
-    wrong = manifest.differences(latents.manifest.contract, needed)
-    if wrong:
-        raise UsageError(
-            f"{latents.location} does not fit the stage: {'; '.join(wrong)}. "
-            f"Encode it again with data_prep/encode_latents.py"
-        )
-
-
-def build_denoiser(stage: Stage, text_encoder: torch.nn.Module, say: Callable[[str], None]) -> Denoiser:
-    """The trained module with seeded random weights, or with the EMA weights of the run `init_from` names."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage.seed)
-        unet = components.build_unet(stage.model.unet, stage.latent_size)
-    if stage.engine.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    denoiser = Denoiser(unet, text_encoder, stage.model.text.train)
-    if stage.init_from:
-        hand_over(stage, denoiser, say)
-    denoiser.train()
-    if not stage.model.text.train:
-        denoiser.text_encoder.eval()
-    return denoiser
-
-
-def hand_over(stage: Stage, denoiser: Denoiser, say: Callable[[str], None]) -> None:
-    """Load the EMA weights of the run `init_from` names, all of them or none.
+def resume(stage: Stage, world: World, engine: Engine, ema: Averages, identity: Identity, around: Around) -> Standing:
+    """Weights, optimizer and EMA from the newest good checkpoint of this run, or at first from what it starts from.
 
     Raises:
-        UsageError: when that run has no checkpoint, or its parameters are not this stage's.
+        UsageError: when the checkpoint belongs to another data order, so that a resume would not continue it, or what
+            the stage starts from cannot be had.
     """
-    named = Path(stage.init_from)
-    source = named if named.is_dir() else layout.run_folder(stage.runs, stage.init_from)
-    checkpoint = layout.latest(source)
-    if checkpoint is None:
-        raise UsageError(f"init_from={stage.init_from}: {source} has no checkpoint; train that stage first")
-    weights = store.read_weights(checkpoint, "ema")
-    trained = denoiser.trained()
-    other = sorted(
-        {name for name in weights if name not in trained} ^ {name for name in trained if name not in weights}
-    )
-    shapes = [name for name in trained if name in weights and trained[name].shape != weights[name].shape]
-    if other or shapes:
-        raise UsageError(
-            f"init_from={stage.init_from}: {checkpoint} holds another network ({[*other, *shapes][0]} differs)"
-        )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(weights[name])
-    say(f"weights from {checkpoint} (EMA)")
-
-
-def warn(line: str) -> None:
-    """A warning on standard error, from every rank that has it."""
-    sys.stderr.write(f"warning: {line}\n")
-
-
-def resume(folder: Path, world: World, engine: Engine, ema: Ema, identity: Identity) -> tuple[TrainState, str]:
-    """Weights, optimizer and EMA from the newest good checkpoint of this run, if it has one.
-
-    Returns where the run stands and the name of the start that wrote the checkpoint ("": unknown or none).
-
-    Raises:
-        UsageError: when the checkpoint belongs to another data order, so that a resume would not continue it.
-    """
-    saved = store.load(folder, world, engine.partition, warn)
+    saved = resuming.newest(stage, world, engine, ema)
     if saved is None:
-        return TrainState(step=0, samples_seen=0), ""
+        begin(stage, world, engine, ema, around)
+        return Standing(state=TrainState(step=0, samples_seen=0), curve=Curve())
     changed = identity.differences(saved.identity)
     if changed:
+        folder = layout.run_folder(stage.runs, stage.name)
         raise UsageError(
             f"{folder} cannot be continued: {'; '.join(changed)}. Undo that, or use another `name` or `runs`"
         )
-    moments = {name: saved.vectors[name] for name in ("exp_avg", "exp_avg_sq")}
-    engine.restore(saved.vectors[store.MASTER], moments, saved.state.step)
-    for shadow, part in zip(ema.shadow, engine.partition.split(saved.vectors[store.EMA]), strict=True):
-        shadow.copy_(part)
-    return saved.state, saved.about.get(START, "")
+    for line in resuming.put_back(stage, saved, engine, ema):
+        if world.first:
+            warn(f"{saved.folder}: {line}")
+    return Standing(
+        state=saved.state,
+        curve=Curve.parse(saved.about.get(CURVE, ""), stage.recovery.window),
+        start=saved.about.get(START, ""),
+        saved=True,
+    )
 
 
-def describe(folder: Path, stage: Stage, sets: list[LatentSet]) -> None:
+def begin(stage: Stage, world: World, engine: Engine, ema: Averages, around: Around) -> None:
+    """Put in what the stage starts from: another run, or what it loads, which the engine may have rounded to bf16."""
+    if not stage.init_from:
+        if around.loaded and engine.half:
+            regrouped.put(engine, ema, around.loaded)
+        return
+    record, said = handover.begin(stage, layout.run_folder(stage.runs, stage.name), world, engine, ema, around)
+    engine.began = record.carried.step
+    speaker(world)(handover.line(record))
+    for line in said if world.first else []:
+        warn(f"{record.checkpoint}: {line}")
+
+
+def writing(stage: Stage, folder: Path, sets: stream.Sets, state: TrainState) -> Writer:
+    """Describe the run, drop what a later state left, and open its metrics; on one process."""
+    describe(folder, stage, sets)
+    snapshots.forget(folder, state.step)
+    return Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen)
+
+
+def describe(folder: Path, stage: Stage, sets: stream.Sets) -> None:
     """Write what explains the run to a reader: resolved config, versions and commit, the data's manifest hashes."""
     write_bytes(folder / layout.CONFIG, dump(stage).encode())
     hashes = {one.location: one.fingerprint for one in sets}
-    about = {"versions": versions(), "commit": commit(), "latents": hashes}
+    about = {"versions": versions(), "commit": commit(), "images" if on_images(stage.data) else "latents": hashes}
     write_json(folder / "versions.json", about)

@@ -1,42 +1,52 @@
-"""One optimizer step: from stored moments to moved weights."""
+"""One optimizer step: from a process's micro-batches to moved weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from bigdiff.data.latents import Batch
-from bigdiff.diffusion.objective import per_sample_loss
-from bigdiff.models.encoders import posterior_sample
-from bigdiff.runtime.seeding import normal, uniform
+from bigdiff.engine.deepspeed import Stepped
 from bigdiff.train.run import Run
+from bigdiff.train.task import Losses, Micro
 
 
-def optimizer_step(run: Run, micro_batches: list[Batch]) -> float:
-    """Forward and backward over this process's micro-batches, then the step; returns the learning rate used."""
-    rate = 0.0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """What one step did on this process."""
+
+    stepped: Stepped
+    losses: tuple[Losses, ...]  # of each micro-batch, without their graphs
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Mean loss of this process's samples, unweighted; not finite when what was minimised is not. A scalar."""
+        return torch.stack([one.per_sample.mean() + 0 * one.total for one in self.losses]).mean()
+
+
+def optimizer_step(run: Run, micro_batches: Sequence[Micro]) -> Done:
+    """Forward and backward over this process's micro-batches, then the step; tells what it did."""
+    stepped, seen = None, []
+    run.task.begin(micro_batches)
     for batch in micro_batches:
-        positions = batch.positions
-        latents = draw_latents(run, batch)
-        tokens = drop_captions(run, batch.tokens, positions)
-        noised = run.objective.noised(latents, positions)
-        prediction = run.engine(noised.noisy, noised.timesteps, tokens)
-        losses = per_sample_loss(prediction, noised.target)
-        run.engine.backward(losses.mean())
-        run.meters.add(losses, noised.timesteps, batch.wait_seconds)
-        rate = run.engine.step(run.state.step)
-    return rate
+        losses = run.task.losses(batch)
+        run.engine.backward(poisoned(losses.total))
+        seen.append(losses.detached())
+        stepped = run.engine.step(run.state.step)
+    assert stepped is not None, "a step's micro-batches end at an accumulation boundary"
+    return Done(stepped=stepped, losses=tuple(seen))
 
 
-def draw_latents(run: Run, batch: Batch) -> torch.Tensor:
-    """A posterior sample, anew at each visit as the original code draws it, scaled; fp32 [B, C, h, w]."""
-    moments = batch.moments.float()
-    channels, height, width = moments.shape[1] // 2, moments.shape[2], moments.shape[3]
-    noise = normal(run.stage.seed, "posterior", batch.positions, (channels, height, width))
-    latents = posterior_sample(moments, noise, run.scaling_factor)
-    if run.stage.engine.channels_last:
-        latents = latents.contiguous(memory_format=torch.channels_last)
-    return latents
+def poisoned(total: torch.Tensor) -> torch.Tensor:
+    """`total`, bit for bit, in value and gradient; where it is not finite, its gradient is not finite either.
+
+    A mean that overflows may have a finite gradient. Poisoned on one rank, it makes the global norm not finite, by
+    which every rank leaves the step out, and no further collective is needed to agree on that.
+    """
+    return total * (0 * total.detach() + 1)
 
 
-def drop_captions(run: Run, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Captions replaced by "" with probability `text_dropout`, decided anew at each visit; int64 [B, L]."""
-    dropped = uniform(run.stage.seed, "text_dropout", positions) < run.stage.text_dropout
-    return torch.where(dropped[:, None], run.empty_tokens[None, :], tokens)
+def meter(run: Run, batches: Sequence[Micro], done: Done) -> None:
+    """Count a step that is kept in the run's figures; of one that is not, only the time it waited."""
+    for batch, losses in zip(batches, done.losses, strict=True):
+        run.meters.add(losses.total, losses.per_sample, losses.timesteps, batch.wait_seconds)
+        run.meters.add_terms(losses.terms)

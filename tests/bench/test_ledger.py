@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bigdiff.data.damage import Consumed
-from bigdiff.data.ledger import Header, Input, Ledger, new_start, read
+from bigdiff.data.ledger import Header, Input, Ledger, new_start
+from bigdiff.data.pages import read
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, TOTAL = 20_000, 2048

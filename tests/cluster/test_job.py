@@ -129,7 +129,7 @@ def test_before_training_listens_a_stop_just_ends_the_process(tmp_path: Path) ->
 
 
 def test_the_real_job_reaches_training_and_its_refusal_reaches_the_user(tmp_path: Path) -> None:
-    settings = [f"runs={tmp_path}", f"model.vae.source={tmp_path / 'nowhere'}", "batch.total=64", "batch.micro=4"]
+    settings = [f"runs={tmp_path}", f"data.latents={tmp_path / 'nowhere'}", "batch.total=64", "batch.micro=4"]
     stage, here = load_stage("256px", settings), Machine(cores=1)
     with pytest.raises(UsageError, match="nowhere"):
         follow(local(stage, fit(load_cluster("local"), here, processes=1), here), print)

@@ -14,6 +14,7 @@ from bigdiff.cluster.follow import follow
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster, load_stage
+from bigdiff.config.recipe import load_recipe
 from bigdiff.config.schema import Cluster, Stage
 
 CARD = load_cluster("sd-v1-card")
@@ -155,6 +156,26 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     assert flags((tmp_path / "1.got").read_text())["dependency"] == "afterok:100,singleton"
     shown = [flags(text)["dependency"] for _, text in submit.scripts(stages, CARD)]
     assert shown == ["singleton", "'afterok:<id of 256px>,singleton'", "'afterok:<id of 512px>,singleton'"]
+
+
+def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "job 1"')
+    stages = [load_stage(name, [f"runs={tmp_path / 'runs'}"]) for name in ("512px", "512px-aesthetics")]
+    with pytest.raises(UsageError, match=r"init_from=256px: .* has no checkpoint; train that stage first"):
+        list(submit.chain(stages, CARD))
+    assert not (tmp_path / "got").exists()
+    begun = tmp_path / "runs" / "512px" / "checkpoints" / "step-00005000"
+    begun.mkdir(parents=True)
+    (begun / "index.json").write_text("{}")
+    assert [line.split()[0] for line in submit.chain(stages, CARD)] == ["512px", "512px-aesthetics"]
+
+
+def test_branches_of_a_graph_wait_for_the_stage_they_start_from(tmp_path: Path) -> None:
+    stages = [one.stage for one in load_recipe("sd-v1", [f"runs={tmp_path}"])[1]]
+    waits = [flags(text)["dependency"] for _, text in submit.scripts(stages, CARD)]
+    assert waits[3:] == ["'afterok:<id of 512px-aesthetics>,singleton'"] * 3
 
 
 def test_local_processes_get_the_clusters_environment_and_their_ranks(tmp_path: Path) -> None:

@@ -119,6 +119,25 @@ def test_a_stage_is_base_then_includes_then_itself(tmp_path: Path) -> None:
         load_stage("s", configs=tmp_path)
 
 
+def test_a_profile_is_a_layer_over_the_stage_with_a_name_of_its_own(tmp_path: Path) -> None:
+    for folder in ("stages", "profiles/fast"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "base.yaml").write_text("resolution: 64\nmodel: {vae: {source: v}, text: {encoder: e, tokenizer: t}}\n")
+    (tmp_path / "shared.yaml").write_text("seed: 7\nsteps: 30000\n")
+    (tmp_path / "stages" / "s.yaml").write_text("name: s\nsteps: 40000\ndata: {latents: l}\n")
+    profile = tmp_path / "profiles" / "fast" / "s.yaml"
+    profile.write_text("include: [shared.yaml]\nname: s-fast\n")
+    assert load_stage("s", configs=tmp_path).steps == 40000
+    fast = load_stage("s", ["seed=9"], tmp_path, "fast")
+    assert (fast.name, fast.steps, fast.seed, fast.resolution) == ("s-fast", 30000, 9, 64)
+    assert load_stage(str(tmp_path / "stages" / "s.yaml"), (), tmp_path, "fast").name == "s-fast"
+    with pytest.raises(UsageError, match=r"stage s has no profile 'slow': it has card, fast"):
+        load_stage("s", (), tmp_path, "slow")
+    profile.write_text("steps: 30000\n")
+    with pytest.raises(UsageError, match=r"profiles/fast/s\.yaml: no name"):
+        load_stage("s", (), tmp_path, "fast")
+
+
 def test_find_takes_a_path_or_a_name(tmp_path: Path) -> None:
     file = written(tmp_path, "")
     assert find(str(file), tmp_path / "elsewhere", "thing") == file
@@ -161,9 +180,9 @@ def test_the_card_profile_is_what_the_cards_say() -> None:
     }
     for name in facts:
         stage = load_stage(name)
-        assert (stage.batch.total, stage.optim.lr, stage.optim.warmup_steps, stage.ema.decay) == (
+        assert (stage.batch.total, stage.optim.lr, stage.optim.warmup_steps, stage.ema.decays) == (
             2048,
             1e-4,
             10_000,
-            0.9999,
+            [0.9999],
         )

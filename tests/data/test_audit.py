@@ -16,6 +16,7 @@ from bigdiff.data.course import Course
 from bigdiff.data.damage import Consumed, Substitution
 from bigdiff.data.ledger import Ledger, Place
 from bigdiff.data.mixture import Source
+from bigdiff.data.pages import Skip
 from bigdiff.data.stream import digest
 
 TOTAL, STEPS = 4, 9
@@ -27,7 +28,7 @@ def audit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def train(run: Path, sets: list[Path], steps: range, fingerprint: str = "") -> str:
+def train(run: Path, sets: list[Path], steps: range, fingerprint: str = "", skips: tuple[Skip, ...] = ()) -> str:
     """The ledger of one process that read the sets' course and found `DEAD` dead."""
     manifests = [manifest.read(folder, "images") for folder in sets]
     pairs = zip(sets, manifests, strict=True)
@@ -51,6 +52,9 @@ def train(run: Path, sets: list[Path], steps: range, fingerprint: str = "") -> s
                 samples[:, at] = order.substitute(position, 1)
         digested = digest(*samples)
         opened.write(step, [Consumed(position=step * TOTAL, samples=TOTAL, digest=digested, substituted=tuple(lost))])
+        for skip in skips:
+            if skip.end == step + 1:
+                opened.skip(skip.begin, skip.end, skip.reason)
     opened.close()
     return place.start
 
@@ -107,6 +111,31 @@ def test_a_sample_is_looked_up(run: Path) -> None:
     assert f"never trained on: no sample of the run's sets has sha256 {'0' * 64}" in never.stdout
     shown = audit(str(run), "--key", "000020001")
     assert "trained on" in shown.stdout and "position" in shown.stdout
+
+
+def test_steps_that_moved_no_weights_are_said_and_not_counted(run: Path) -> None:
+    before = json.loads(audit(str(run), "--json").stdout)
+    asked = json.loads(audit(str(run), "--json", "--key", "000020001").stdout)
+    (found,) = asked["found"]
+    last = found["sighting"]["steps"][-1]
+    sets = [run.parent / "first", run.parent / "second"]
+    windows = (Skip(begin=7, end=8, reason="non-finite loss"), Skip(begin=6, end=9, reason="loss spike"))
+    train(run, sets, range(5, STEPS), skips=windows)
+    told = json.loads(audit(str(run), "--json").stdout)
+    assert told["proven"] and told["positions"] == before["positions"]
+    assert told["skipped"] == [{"begin": 6, "end": 9, "samples": 12, "reason": "loss spike"}]
+    given = [one["samples"] for one in told["sources"]]
+    assert sum(given) == before["positions"] - 12 and given == [12, 12]
+    shown = audit(str(run)).stdout
+    assert "steps 6-8 moved no weights: loss spike; their 12 samples are not counted as trained on" in shown
+    again = json.loads(audit(str(run), "--json", "--key", "000020001").stdout)
+    (found,) = again["found"]
+    assert last >= 6 and last not in found["sighting"]["steps"]
+    assert {one["step"] for one in found["sighting"]["idle"]} >= {last}
+    assert (
+        f"read at steps that moved no weights: {found['sighting']['idle'][0]['step']} (loss spike)" in again["answer"]
+    )
+    assert "weights: loss spike" in audit(str(run), "--key", "000020001").stdout
 
 
 def test_what_is_not_proven_is_said_and_exits_with_1(run: Path) -> None:

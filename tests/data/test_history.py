@@ -6,14 +6,21 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.damage import Consumed
-from bigdiff.data.history import Fault, chain, cover, read_starts
+from bigdiff.data.history import Fault, chain, cover, read_starts, skips
 from bigdiff.data.ledger import Header, Ledger, file_name
+from bigdiff.data.pages import Skip
 
 TOTAL = 8
 
 
 def start(
-    run: Path, number: int, steps: range, size: int = 2, parent: str = "", ends: dict[int, int] | None = None
+    run: Path,
+    number: int,
+    steps: range,
+    size: int = 2,
+    parent: str = "",
+    ends: dict[int, int] | None = None,
+    skips: tuple[Skip, ...] = (),
 ) -> str:
     """Ledgers of a start that did `steps`; `ends` has ranks that stopped elsewhere."""
     name = f"{number:020d}-aa"
@@ -39,6 +46,9 @@ def start(
         for step in range(steps.start, (ends or {}).get(rank, steps.stop)):
             consumed = Consumed(position=step * TOTAL + rank * share, samples=share, digest=0, substituted=())
             opened.write(step, [consumed])
+            for skip in skips:
+                if skip.end == step + 1:
+                    opened.skip(skip.begin, skip.end, skip.reason)
         opened.close()
     return name
 
@@ -150,3 +160,42 @@ def test_ranks_of_a_start_must_agree(tmp_path: Path) -> None:
 def test_a_run_without_an_audit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no audit: train with data\.audit=true"):
         read_starts(tmp_path)
+
+
+def skipped(run: Path, until: int | None = None) -> list[tuple[int, int, str]]:
+    return [(one.begin, one.end, one.reason) for one in skips(chain(read_starts(run), until)[0])]
+
+
+def test_going_back_takes_along_what_was_skipped_behind_the_checkpoint(tmp_path: Path) -> None:
+    nan, spike = "non-finite loss", "loss spike"
+    windows = [(3, 4, nan), (4, 5, nan), (7, 8, nan), (6, 10, spike), (12, 13, spike)]
+    marks = tuple(Skip(begin=begin, end=end, reason=reason) for begin, end, reason in windows)
+    start(tmp_path, 1, range(0, 14), skips=marks)
+    assert skipped(tmp_path) == [(3, 5, nan), (6, 10, spike), (12, 13, spike)]
+    assert skipped(tmp_path, until=10) == [(3, 5, nan), (6, 10, spike)]
+    # the checkpoint of step 9 knew nothing of the going back yet
+    assert skipped(tmp_path, until=9) == [(3, 5, nan), (7, 8, nan)]
+    assert chain(read_starts(tmp_path))[1] == []
+
+
+def test_a_skip_that_a_crash_undid_is_forgotten(tmp_path: Path) -> None:
+    start(tmp_path, 1, range(0, 9), skips=(Skip(begin=4, end=5, reason="a"), Skip(begin=4, end=8, reason="b")))
+    start(tmp_path, 2, range(4, 6))  # the checkpoint behind the window was never whole
+    assert skipped(tmp_path) == []
+    start(tmp_path, 3, range(4, 9), skips=(Skip(begin=5, end=6, reason="c"),))
+    assert skipped(tmp_path) == [(5, 6, "c")]
+    start(tmp_path, 4, range(8, 12))
+    assert skipped(tmp_path) == [(5, 6, "c")]
+
+
+def test_going_back_behind_the_own_start_takes_steps_of_the_start_before(tmp_path: Path) -> None:
+    start(tmp_path, 1, range(0, 8), skips=(Skip(begin=1, end=2, reason="a"), Skip(begin=5, end=6, reason="a")))
+    start(tmp_path, 2, range(6, 12), skips=(Skip(begin=4, end=9, reason="b"),))  # checkpoint 6 was damaged by then
+    assert skipped(tmp_path) == [(1, 2, "a"), (4, 9, "b")]
+
+
+def test_one_rank_that_recorded_a_skip_is_enough(tmp_path: Path) -> None:
+    name = start(tmp_path, 1, range(0, 6), skips=(Skip(begin=5, end=6, reason="a"),))
+    file = tmp_path / "audit" / name / file_name(1, 2)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert skipped(tmp_path) == [(5, 6, "a")]

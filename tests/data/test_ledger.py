@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigdiff.config.errors import RunError, UsageError
-from bigdiff.data import ledger
+from bigdiff.config.errors import RunError
+from bigdiff.data import ledger, pages
 from bigdiff.data.damage import Consumed, Substitution
 from bigdiff.data.ledger import Header, Input, Ledger
+from bigdiff.data.pages import Pages
 
 INPUT = Input(location="/sets/main", manifest="ab" * 32, share={"proportion": 1.0, "repeat": None})
 
@@ -64,11 +64,11 @@ def written(run: Path, records: Sequence[Sequence[Consumed]], step: int = 0) -> 
     return opened.file
 
 
-def expanded(pages: ledger.Pages) -> list[tuple[int, int, int]]:
+def expanded(read: Pages) -> list[tuple[int, int, int]]:
     """(step, position, samples) of each micro-batch."""
     return [
-        (int(pages.steps[owner]), int(run["position"]) + int(run["micro"]) * number, int(run["micro"]))
-        for owner, run in zip(pages.owners, pages.runs, strict=True)
+        (int(read.steps[owner]), int(run["position"]) + int(run["micro"]) * number, int(run["micro"]))
+        for owner, run in zip(read.owners, read.runs, strict=True)
         for number in range(int(run["batches"]))
     ]
 
@@ -77,18 +77,18 @@ def expanded(pages: ledger.Pages) -> list[tuple[int, int, int]]:
 @given(RECORDS)
 def test_what_is_written_is_read(records: list[list[Consumed]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        pages = ledger.read(written(Path(folder), records, step=5))
-    assert pages is not None
-    assert pages.ending == "whole"
-    assert pages.header == header(pages.header.start, step=5)
-    assert pages.steps.tolist() == [5 + number for number in range(len(records))]
+        found = pages.read(written(Path(folder), records, step=5))
+    assert found is not None
+    assert found.ending == "whole"
+    assert found.header == header(found.header.start, step=5)
+    assert found.steps.tolist() == [5 + number for number in range(len(records))]
     micros = [(step, batch) for step, batches in enumerate(records, 5) for batch in batches]
-    assert expanded(pages) == [(step, batch.position, batch.samples) for step, batch in micros]
+    assert expanded(found) == [(step, batch.position, batch.samples) for step, batch in micros]
     lost = [item for _, batch in micros for item in batch.substituted]
-    assert [tuple(row)[:4] for row in pages.substitutions.tolist()] == [
+    assert [tuple(row)[:4] for row in found.substitutions.tolist()] == [
         (item.position, item.source, item.shard, item.row) for item in lost
     ]
-    reasons = [pages.reasons[code] for code in pages.substitutions["reason"].tolist()]
+    reasons = [found.reasons[code] for code in found.substitutions["reason"].tolist()]
     assert reasons == [item.reason.partition(":")[0] for item in lost]
 
 
@@ -97,10 +97,10 @@ def test_what_is_written_is_read(records: list[list[Consumed]]) -> None:
 def test_a_cut_anywhere_leaves_the_records_before_it(records: list[list[Consumed]], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = written(Path(folder), records)
-        whole, content = ledger.read(file), file.read_bytes()
+        whole, content = pages.read(file), file.read_bytes()
         at = data.draw(st.integers(0, len(content)))
         file.write_bytes(content[:at])
-        cut = ledger.read(file)
+        cut = pages.read(file)
     assert whole is not None
     if cut is None:
         assert at < 8 + int.from_bytes(content[4:8], "little")  # inside the header
@@ -122,12 +122,12 @@ def test_a_flipped_bit_is_damage_and_no_tear(records: list[list[Consumed]], data
         bit = data.draw(st.integers(8 * begin, 8 * len(content) - 1))
         content[bit // 8] ^= 1 << (bit % 8)
         file.write_bytes(content)
-        pages = ledger.read(file)
-    assert pages is not None
-    assert pages.readable <= bit // 8
-    assert len(pages.steps) < len(records)
+        found = pages.read(file)
+    assert found is not None
+    assert found.readable <= bit // 8
+    assert len(found.steps) < len(records)
     # only the length of a reason's short frame may be taken for a cut
-    assert pages.ending == "damaged" or b"R" in content[pages.readable :]
+    assert found.ending == "damaged" or b"R" in content[found.readable :]
 
 
 def test_a_step_costs_47_bytes_whatever_the_accumulation(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_step_costs_47_bytes_whatever_the_accumulation(tmp_path: Path) -> None
 
     sizes = [written(tmp_path, records).stat().st_size for records in ([], [micros(1)], [micros(64)], [micros(1)] * 3)]
     assert [size - sizes[0] for size in sizes] == [0, 47, 47, 141]
-    again = ledger.read(written(tmp_path, [micros(3)]))
+    again = pages.read(written(tmp_path, [micros(3)]))
     assert again is not None
     assert int(again.runs["digest"][0]) == xxhash.xxh3_64_intdigest(np.arange(3, dtype="<u8").tobytes())
 
@@ -153,9 +153,9 @@ for step in range(7):
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
-    pages = ledger.read(tmp_path / "audit" / "00000000000000000001-aa" / "rank-00000-of-00002.ledger")
-    assert pages is not None
-    assert (pages.steps.tolist(), pages.ending) == (list(range(7)), "whole")
+    found = pages.read(tmp_path / "audit" / "00000000000000000001-aa" / "rank-00000-of-00002.ledger")
+    assert found is not None
+    assert (found.steps.tolist(), found.ending) == (list(range(7)), "whole")
 
 
 def test_starts_are_named_in_the_order_of_time_whatever_the_clock_says(tmp_path: Path) -> None:
@@ -188,19 +188,3 @@ def test_a_full_disk_ends_the_run() -> None:
         os.close(descriptor)
         with pytest.raises(RunError, match=r"cannot write .*rank-00000-of-00002\.ledger: No space left on device"):
             opened.write(0, [])
-
-
-def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "rank-00000-of-00001.ledger"
-    with pytest.raises(UsageError, match="cannot read"):
-        ledger.read(file)
-    file.write_bytes(b"a text that somebody put here")
-    with pytest.raises(UsageError, match="is no ledger"):
-        ledger.read(file)
-    body = b'H{"format": 9}'
-    rest = len(body).to_bytes(4, "little") + body
-    file.write_bytes(zlib.crc32(rest).to_bytes(4, "little") + rest)
-    with pytest.raises(UsageError, match="another format than 1"):
-        ledger.read(file)
-    file.write_bytes(b"")
-    assert ledger.read(file) is None

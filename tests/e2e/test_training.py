@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModel
 
-from bigdiff.checkpoint import layout, store
+from bigdiff.checkpoint import layout, reader
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
 from bigdiff.data.order import Order
@@ -31,7 +31,7 @@ from bigdiff.train.setup import train_stage
 outcome = train_stage(load_stage(sys.argv[1], sys.argv[2:]))
 print("finished" if outcome.finished else "stopped", outcome.step)
 """
-# SIGKILL of every rank right behind the save of step 4: nothing of the process is left to help
+# SIGKILL of every rank right behind the commit of step 4: nothing of the process is left to help
 DIE_AT_FOUR = """
 import os, signal
 from bigdiff.train import loop
@@ -39,6 +39,7 @@ save = loop.save
 def save_and_die(run):
     save(run)
     if run.state.step == 4:
+        run.checkpoints.wait(run.world)
         os.kill(os.getpid(), signal.SIGKILL)
 loop.save = save_and_die
 """
@@ -53,8 +54,8 @@ def losses(stage: Stage) -> list[float]:
     return [record["train/loss"] for record in records]
 
 
-def weights(stage: Stage, step: int, which: store.Which) -> dict[str, torch.Tensor]:
-    return store.read_weights(layout.checkpoint(layout.run_folder(stage.runs, stage.name), step), which)
+def weights(stage: Stage, step: int, which: str) -> dict[str, torch.Tensor]:
+    return reader.read_weights(layout.checkpoint(layout.run_folder(stage.runs, stage.name), step), which)
 
 
 def plain_torch(stage: Stage) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -88,6 +88,31 @@ def test_a_recipe_shows_every_stage_and_its_dependency(
     assert output.count("#SBATCH --nodes=16") == 4
 
 
+def test_the_profile_of_a_recipe_has_names_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--recipe", "sd-v1.5", "--profile", "as-run", "--dry-run")
+    output = here(capsys, monkeypatch, "launch/slurm.py", *arguments)
+    names = [line.removeprefix("name: ") for line in output.splitlines() if line.startswith("name: ")]
+    assert names == ["256px-as-run", "512px-as-run", "512px-aesthetics-as-run", "512px-cfg-as-run"]
+    assert "afterok:<id of 512px-aesthetics-as-run>" in output
+
+
+def test_a_plan_shows_the_graph_and_its_fidelity_in_a_pipe_without_a_line_too_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    order = here(capsys, monkeypatch, "launch/plan.py", "--recipe", "sd-v1")
+    rows = [line.split("  ")[0] for line in order.splitlines() if line[:3] in ("256", "512")]
+    assert rows == ["256px", "512px", "512px-aesthetics", "512px-cfg-v1-3", "512px-cfg-v1-4", "512px-cfg"]
+    report = here(capsys, monkeypatch, "launch/plan.py", "--recipe", "sd-v1.5", "--fidelity")
+    assert max(map(len, report.splitlines())) <= 100
+    assert "0 differ" in report
+    changed = here(capsys, monkeypatch, "launch/plan.py", "--recipe", "sd-v1.5", "--fidelity", "text_dropout=0.2")
+    assert "DIFFERS  512px-cfg: captions dropped (text_dropout) is 0.2, published 0.1 (card, certain)" in changed
+    assert "4 differ" in changed
+
+
 def test_a_local_dry_run_names_its_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +132,11 @@ def test_a_local_dry_run_names_its_processes(
         (["launch/slurm.py", "--stage", "512px", "--dry-run", "--cluster", "x"], "unknown cluster 'x'"),
         (["launch/slurm.py", "--stage", "512px", "--dry-run", "--nodes", "3"], "does not divide over 24 processes"),
         (["launch/slurm.py", "--recipe", "x", "--dry-run"], "unknown recipe 'x'"),
-        (["launch/slurm.py", "--stage", "512px", "--cluster", "local"], "launch/local.py"),
+        (["launch/slurm.py", "--stage", "512px", "--profile", "x", "--dry-run"], "no profile 'x': it has card, as-run"),
+        (["launch/slurm.py", "--stage", "512px"], "256px has no checkpoint; train that stage first"),
+        (["launch/local.py", "--stage", "512px"], "256px has no checkpoint; train that stage first"),
+        (["launch/plan.py", "--recipe", "quickstart", "--fidelity"], "set `facts` of the recipe to sd-v1"),
+        (["launch/slurm.py", "--stage", "256px", "--cluster", "local"], "launch/local.py"),
         (["launch/local.py", "--stage", "512px", "--processes", "3"], "does not divide over 3 processes"),
         (["launch/local.py", "--stage", "512px", "steps"], "not of the form key=value"),
     ],
@@ -123,7 +152,7 @@ def test_unusable_arguments_get_one_sentence_and_exit_code_2(
 
 
 def test_without_slurm_submitting_says_what_to_do(tmp_path: Path) -> None:
-    done = call("launch/slurm.py", "--stage", "512px", f"runs={tmp_path / 'runs'}", path=tmp_path)
+    done = call("launch/slurm.py", "--stage", "256px", f"runs={tmp_path / 'runs'}", path=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: sbatch not found")
 

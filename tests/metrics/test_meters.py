@@ -11,23 +11,32 @@ w = enter(60)
 meters = Meters(1000, w)
 # each rank sees other timesteps: rank 0 the first half, rank 1 the second
 timesteps = torch.arange(500) + 500 * w.rank
-meters.add(timesteps.float(), timesteps, 1e-6 * (w.rank + 1))
-meters.add(timesteps.float() + 2, timesteps, 0.0)
+losses = timesteps.float()
+meters.add(3 * losses.mean(), losses, timesteps, 1e-6 * (w.rank + 1))
+meters.add(3 * (losses + 2).mean(), losses + 2, timesteps, 0.0)
+meters.add_terms({"kl": torch.tensor(w.rank + 1.0), "adversarial": torch.tensor(7.0)})
+meters.add_terms({"kl": torch.tensor(w.rank + 2.0)})
 first = meters.take()
-meters.add(torch.ones(1), torch.tensor([999]), 0.0)
+meters.add(torch.ones(()), torch.ones(1), torch.tensor([999]), 0.0)
 second = meters.take()
+meters.add(torch.tensor(2.0), torch.ones(3), None, 0.0)  # a task without noise levels
+meters.add(torch.tensor(4.0), torch.ones(1), None, 0.0)
+third = meters.take()
 leave()
-print(json.dumps([[r.loss, list(r.loss_by_bin), r.images_per_second, r.data_wait_fraction] for r in (first, second)]))
+readings = (first, second, third)
+print(json.dumps([[r.loss, list(r.loss_by_bin), r.images_per_second, r.data_wait_fraction, r.terms] for r in readings]))
 """
 
 
 def test_means_are_over_all_ranks_and_start_afresh(run_ranks: Callable[..., list[str]]) -> None:
     told = [json.loads(output.splitlines()[-1]) for output in run_ranks(SCRIPT, 2)]
-    for (loss, bins, speed, wait), second in told:
-        assert loss == pytest.approx(sum(range(1000)) / 1000 + 1)
+    for (loss, bins, speed, wait, terms), second, third in told:
+        assert loss == pytest.approx(3 * (sum(range(1000)) / 1000 + 1))
         assert bins == pytest.approx([100 * number + 49.5 + 1 for number in range(10)])
         assert speed > 0
         assert 0 < wait < 1
         assert second[0] == 1.0
-        assert second[1] == [None] * 9 + [1.0]
+        assert second[1] == [None] * 9 + [1.0] and second[4] == {}
+        assert terms == pytest.approx({"kl": 2.0, "adversarial": 7.0})
+        assert third[0] == 2.5 and third[1] == [None] * 10
     assert told[0][0][:2] == told[1][0][:2]

@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bigdiff.config.errors import RunError
 from bigdiff.metrics.writer import Writer
 
 
@@ -52,3 +54,11 @@ def test_a_resume_leaves_one_line_per_position(tmp_path: Path) -> None:
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
     assert [event.value for event in board.Scalars("train/loss")] == [1.0] * 3 + [2.0] * 3
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = Writer(tmp_path / "tb", tmp_path / "metrics.jsonl", 0)
+    with pytest.raises(RunError, match=r"metrics.jsonl cannot be written \(No space left on device\): make room"):
+        writer.scalars(1, 64, {"train/loss": 1.0})
+    writer.close()

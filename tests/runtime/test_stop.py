@@ -1,25 +1,10 @@
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from bigdiff.runtime.stop import SIGNALS, Stop
-
-SCRIPT = """
-import os, signal
-from bigdiff.runtime.stop import Stop
-from bigdiff.runtime.world import enter, leave
-stop = Stop(); stop.listen()
-w = enter(60)
-answers = []
-for step in range(3):
-    if step == 1 and w.rank == 1:
-        os.kill(os.getpid(), signal.SIGUSR2)
-    answers.append(stop.agreed(w))
-leave()
-print(answers)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +27,18 @@ def test_a_signal_is_remembered(number: signal.Signals) -> None:
 def test_a_second_ctrl_c_means_it() -> None:
     stop = Stop()
     stop.listen()
+    os.kill(os.getpid(), signal.SIGUSR2)
     os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested == "SIGUSR2"
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_all_ranks_stop_in_the_same_step(run_ranks: Callable[..., list[str]]) -> None:
-    assert [output.splitlines()[-1] for output in run_ranks(SCRIPT, 2)] == ["[False, True, True]"] * 2
+def test_nothing_keeps_a_run_that_ends_from_saving() -> None:
+    stop = Stop()
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGINT)
+    stop.heed()
+    for number in (*SIGNALS, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    assert stop.requested == "SIGINT"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigdiff.checkpoint import layout, store
+from bigdiff.checkpoint import layout, reader
 from bigdiff.config.load import load_stage
 
 TRAIN = """
@@ -33,8 +33,8 @@ def test_logs_saves_and_keeps_as_configured_and_hands_over(run_ranks: Ranks, toy
     second = ["name=second", "init_from=first", "steps=2", "optim.lr=1e-12", "optim.warmup_steps=0"]
     (output,) = run_ranks(TRAIN, 1, *arguments, *second)
     assert "weights from" in output
-    before = store.read_weights(layout.checkpoint(tmp_path / "first", 10), "ema")
-    after = store.read_weights(layout.checkpoint(tmp_path / "second", 2), "raw")
+    before = reader.read_weights(layout.checkpoint(tmp_path / "first", 10), "ema")
+    after = reader.read_weights(layout.checkpoint(tmp_path / "second", 2), "raw")
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-9)
 

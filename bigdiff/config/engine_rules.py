@@ -1,0 +1,67 @@
+"""Which settings of the engine and of the recovery fit each other, the batch and the machine."""
+
+from bigdiff.config.errors import UsageError
+from bigdiff.config.schema import Engine, Recovery, Stage, accumulation
+
+
+def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
+    """(wrong, sentence) pairs, as in bigdiff.config.rules."""
+    engine = stage.engine
+    return [
+        (
+            engine.bucket_elements <= 0 or engine.bucket_elements % 2 == 1,
+            f"engine.bucket_elements={engine.bucket_elements} must be positive and even",
+        ),
+        (
+            engine.zero_stage == 0 and engine.bucket_elements != Engine().bucket_elements,
+            "engine.bucket_elements has no effect with engine.zero_stage=0",
+        ),
+        (engine.timeout_seconds <= 0, f"engine.timeout_seconds={engine.timeout_seconds} must be positive"),
+        (stage.optim.grad_clip < 0, f"optim.grad_clip={stage.optim.grad_clip} must not be negative; 0 is no clipping"),
+    ]
+
+
+def recovery_rules(stage: Stage) -> list[tuple[bool, str]]:
+    """(wrong, sentence) pairs, as in bigdiff.config.rules."""
+    rules = stage.recovery
+    return [
+        (
+            rules.nonfinite_in_a_row <= 0,
+            f"recovery.nonfinite_in_a_row={rules.nonfinite_in_a_row} must be positive",
+        ),
+        (
+            rules.spike != 0 and rules.spike < 6,
+            f"recovery.spike={rules.spike:g} would take ordinary steps for spikes: take 6 or more, or 0 for none",
+        ),
+        (
+            rules.window < 20,
+            f"recovery.window={rules.window} is too short to know what is usual: take at least 20 steps",
+        ),
+        (
+            rules.spike == 0 and rules.window != Recovery().window,
+            "recovery.window has no effect with recovery.spike=0",
+        ),
+        (not 0 <= rules.budget < 1, f"recovery.budget={rules.budget:g} must lie in [0, 1)"),
+    ]
+
+
+def in_bf16(stage: Stage, gpu: bool) -> bool:
+    """Whether the network computes in bf16 over fp32 masters."""
+    return gpu if stage.engine.precision == "auto" else stage.engine.precision == "bf16"
+
+
+def passes(stage: Stage, processes: int, gpu: bool) -> int:
+    """Forward passes per optimizer step and process, all of whose gradients are added up in fp32.
+
+    Raises:
+        UsageError: when the batch does not divide over the processes, or stage 0 or 1 would add up in bf16: each sum
+            loses what is below 1/256 of it, and with many passes it ceases to grow.
+    """
+    steps = accumulation(stage, processes)
+    if steps > 1 and stage.engine.zero_stage < 2 and in_bf16(stage, gpu):
+        raise UsageError(
+            f"stage {stage.name}: engine.zero_stage={stage.engine.zero_stage} would add up the gradients of {steps} "
+            f"passes in bf16 (batch.total={stage.batch.total} over {processes} processes of "
+            f"batch.micro={stage.batch.micro}): use engine.zero_stage=2, which adds them up in fp32"
+        )
+    return steps

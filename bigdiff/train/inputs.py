@@ -1,0 +1,82 @@
+"""What a micro-batch gives the network: the clean sample that noise is added to, and the text beside it."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from bigdiff.data.images import ImageBatch
+from bigdiff.models.components import token_ids
+from bigdiff.models.encoders import moments, posterior_sample
+from bigdiff.runtime.seeding import normal, uniform
+from bigdiff.train.task import Micro
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601), as Pillow's mode "L"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latents:
+    """Samples of the VAE's posterior, drawn anew at each visit, as the original code does."""
+
+    seed: int
+    scaling_factor: float  # of the VAE's latents
+    vae: AutoencoderKL | None = None  # on the device, in the precision of the network; for pictures
+
+    def clean(self, batch: Micro) -> torch.Tensor:
+        """Scaled latents fp32 [B, C, h, w]."""
+        found = self.moments(batch).float()
+        channels, height, width = found.shape[1] // 2, found.shape[2], found.shape[3]
+        noise = normal(self.seed, "posterior", batch.positions, (channels, height, width))
+        return posterior_sample(found, noise, self.scaling_factor)
+
+    def moments(self, batch: Micro) -> torch.Tensor:
+        """Mean and log-variance [B, 2C, h, w]: as stored, or of the pictures."""
+        if not isinstance(batch, ImageBatch):
+            return batch.moments
+        assert self.vae is not None, "pictures need an autoencoder"
+        with torch.no_grad():
+            return moments(self.vae, in_range(batch.pixels).to(self.vae.dtype))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pixels:
+    """The pictures themselves."""
+
+    grey: bool
+
+    def clean(self, batch: Micro) -> torch.Tensor:
+        """Pixels in [-1, 1], fp32 [B, 3 or 1, H, W]."""
+        assert isinstance(batch, ImageBatch), "a stage without a VAE reads pictures"
+        pixels = in_range(batch.pixels)
+        if not self.grey:
+            return pixels
+        weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
+        return (pixels * weights).sum(dim=1, keepdim=True)
+
+
+def in_range(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0 to 255 -> fp32 -1 to 1."""
+    return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Captions:
+    """The captions' token ids, or the text encoder's states where the set stores them."""
+
+    seed: int
+    dropout: float  # probability that a caption becomes "" (classifier-free guidance, Ho & Salimans 2022)
+    tokenizer: CLIPTokenizer
+    empty: torch.Tensor  # of the caption "": int64 [L], or fp16 [L, D] beside stored states; on the device
+
+    def text(self, batch: Micro) -> torch.Tensor:
+        """int64 [B, L] or fp16 [B, L, D]; which captions are dropped is decided anew at each visit."""
+        found = self.found(batch)
+        dropped = uniform(self.seed, "text_dropout", batch.positions) < self.dropout
+        return torch.where(dropped.view(-1, *[1] * self.empty.dim()), self.empty[None], found)
+
+    def found(self, batch: Micro) -> torch.Tensor:
+        """The same without dropout."""
+        if isinstance(batch, ImageBatch):
+            return token_ids(self.tokenizer, list(batch.captions)).to(self.empty.device, non_blocking=True)
+        return batch.states if self.empty.is_floating_point() else batch.tokens

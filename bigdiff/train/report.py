@@ -1,0 +1,78 @@
+"""What a run tells of itself: a line for a person, points for TensorBoard and metrics.jsonl, pictures."""
+
+import torch
+
+from bigdiff.config import averages
+from bigdiff.data.damage import budget_left, over_budget
+from bigdiff.engine.deepspeed import Stepped
+from bigdiff.models.ema import distances, squares
+from bigdiff.train.run import Drawer, Run
+
+
+def log(run: Run, stepped: Stepped) -> None:
+    """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
+    reading, rate, norm, state = run.meters.take(), stepped.rate, stepped.norm, run.state
+    run.losses.append(reading.loss)
+    damaged, dead = substituted(run)
+    apart = drift(run)
+    skipped = state.step - state.updates
+    run.say(
+        f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
+        f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
+        + (f"  damaged and substituted {damaged}" if damaged else "")
+        + (f"  steps without effect {skipped}" if skipped else "")
+    )
+    if run.writer is None:
+        return
+    values = {
+        "train/loss": reading.loss,
+        "train/grad_norm": norm,
+        "train/lr": rate,
+        "train/samples_seen": float(state.samples_seen),
+        "speed/images_per_second": reading.images_per_second,
+        "speed/data_wait_fraction": reading.data_wait_fraction,
+        "speed/checkpoint_stall_seconds": run.checkpoints.stall_seconds(),
+        "data/damaged": float(damaged),
+        "data/tombstoned": float(dead),
+        "recovery/skipped_steps": float(skipped),
+    }
+    bins = enumerate(reading.loss_by_bin)
+    values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
+    values |= {f"train/{name}": term for name, term in reading.terms.items()}
+    values |= {f"distance/{name}": distance for name, distance in apart.items()}
+    run.writer.scalars(state.step, state.samples_seen, values)
+
+
+def drift(run: Run) -> dict[str, float]:
+    """L2 distance of each average from the weights, relative to their norm; collective."""
+    if not run.ema.tensors:
+        return {}
+    partition = run.engine.partition
+    owned = [(piece.local, piece.local + piece.length) for piece in partition.pieces]
+    sums = run.world.mean(squares(run.ema.tensors, partition.masters, owned))
+    return distances(tuple(run.ema.tensors), sums)
+
+
+def preview(run: Run, drawer: Drawer) -> None:
+    """Draw the stage's pictures from the weights it names; collective."""
+    wanted = run.stage.preview.weights
+    name = averages.held(wanted, tuple(run.ema.tensors), f"stage {run.stage.name}")
+    weights = run.engine.partition.masters if name == averages.RAW else run.ema.tensors[name]
+    picture = drawer.draw(run.engine.gather(weights))
+    if run.writer is not None:
+        tag = name if name == averages.RAW else wanted
+        run.writer.image(f"preview/{tag}", picture, run.state.samples_seen)
+
+
+def substituted(run: Run) -> tuple[int, int]:
+    """Samples that were replaced since this start, on all processes: (damaged, taken down); collective.
+
+    Raises:
+        RunError: on all processes alike, when more are damaged than the budget allows.
+    """
+    counts = torch.tensor([run.quarantine.damaged, run.quarantine.dead], dtype=torch.float32)
+    damaged, dead = (int(count) for count in (run.world.mean(counts) * run.world.size).round().tolist())
+    seen = run.state.samples_seen - run.began
+    if not budget_left(seen, damaged, run.stage.data.damage_budget):
+        raise over_budget(seen, damaged, run.stage.data.damage_budget)
+    return damaged, dead

@@ -1,0 +1,69 @@
+"""Settings of the engine that cannot work or would have no effect."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigdiff.config.engine_rules import in_bf16, passes
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.config.schema import Stage
+
+STAGE = {
+    "name": "toy",
+    "resolution": 64,
+    "steps": 10,
+    "data": {"latents": "none"},
+    "batch": {"total": 8, "micro": 2},
+    "model": {"vae": {"source": "none"}, "text": {"encoder": "none", "tokenizer": "none"}},
+    "optim": {"warmup_steps": 2},
+}
+
+
+def load(folder: Path, *settings: str) -> Stage:
+    (folder / "stage.yaml").write_text(yaml.safe_dump(STAGE))
+    return load_stage(str(folder / "stage.yaml"), list(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["engine.bucket_elements=0"], "bucket_elements=0 must be positive and even"),
+        (["engine.bucket_elements=7"], "bucket_elements=7 must be positive and even"),
+        (["engine.zero_stage=0", "engine.bucket_elements=8"], "no effect with engine.zero_stage=0"),
+        (["engine.timeout_seconds=0"], "timeout_seconds=0 must be positive"),
+        (["optim.grad_clip=-1"], "grad_clip=-1.0 must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        load(tmp_path, *settings)
+
+
+def test_what_fits_passes(tmp_path: Path) -> None:
+    for stage in range(4):
+        load(tmp_path, f"engine.zero_stage={stage}", "optim.grad_clip=0")
+    with pytest.raises(UsageError, match="zero_stage"):
+        load(tmp_path, "engine.zero_stage=4")
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpu", "expected"), [("auto", True, True), ("auto", False, False), ("bf16", False, True)]
+)
+def test_precision(tmp_path: Path, precision: str, gpu: bool, expected: bool) -> None:
+    assert in_bf16(load(tmp_path, f"engine.precision={precision}"), gpu) is expected
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_gradients_are_not_added_up_in_bf16(tmp_path: Path, zero_stage: int) -> None:
+    stage = load(tmp_path, f"engine.zero_stage={zero_stage}")
+    assert passes(stage, 4, gpu=True) == 1  # nothing is added up
+    assert passes(stage, 2, gpu=False) == 2  # in fp32
+    if zero_stage >= 2:
+        assert passes(stage, 2, gpu=True) == 2
+    else:
+        with pytest.raises(UsageError, match=r"gradients of 2 passes in bf16 .* use engine.zero_stage=2"):
+            passes(stage, 2, gpu=True)
+    with pytest.raises(UsageError, match="does not divide"):
+        passes(stage, 3, gpu=True)

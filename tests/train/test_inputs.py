@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+
+from bigdiff.data.damage import Consumed
+from bigdiff.data.images import ImageBatch
+from bigdiff.data.latents import Batch
+from bigdiff.data.member import layout, pack
+from bigdiff.runtime import seeding
+from bigdiff.train.inputs import Captions, Latents, Pixels
+
+EMPTY = torch.tensor([1] + [2] * 11)
+
+
+def batch(count: int, width: int = 0) -> Batch:
+    """Moments, tokens and, with a `width`, text states, as a latent set stores them."""
+    random = torch.Generator().manual_seed(0)
+    moments = torch.randn(count, 4, 4, 4, generator=random).half().numpy()
+    tokens = (np.arange(count) + 5).astype(np.uint16)
+    states = torch.randn(count, 12, width, generator=random).half().numpy() if width else [None] * count
+    members = [pack(moments[row], np.repeat(tokens[row], 12), states[row]) for row in range(count)]
+    return Batch(
+        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(count, -1),
+        layout=layout(4, 4, 4, 12, width),
+        bucket="",
+        positions=torch.arange(1000, 1000 + count),
+        consumed=consumed(count),
+        wait_seconds=0.0,
+    )
+
+
+def consumed(count: int) -> Consumed:
+    return Consumed(position=1000, samples=count, digest=0, substituted=())
+
+
+def captions(dropout: float, empty: torch.Tensor = EMPTY) -> Captions:
+    return Captions(seed=3, dropout=dropout, tokenizer=None, empty=empty)  # type: ignore[arg-type] # ids are stored
+
+
+def test_latents_are_a_scaled_posterior_sample() -> None:
+    given, latents = batch(5), Latents(seed=3, scaling_factor=0.5)
+    drawn = latents.clean(given)
+    stored = DiagonalGaussianDistribution(given.moments.float())
+    noise = seeding.normal(3, "posterior", given.positions, (2, 4, 4))
+    torch.testing.assert_close(drawn, (stored.mean + stored.std * noise) * 0.5)
+    again = latents.clean(replace(given, positions=given.positions + 96))  # the next visit draws anew
+    assert not torch.equal(drawn, again)
+
+
+def test_captions_drop_at_the_configured_rate_by_position() -> None:
+    given = batch(4000)
+    kept = captions(0.3).text(given)
+    dropped = (kept == EMPTY).all(dim=1)
+    assert torch.equal(kept[~dropped], given.tokens[~dropped])
+    assert dropped.double().mean() == pytest.approx(0.3, abs=0.03)
+    half = captions(0.3).text(replace(given, raw=given.raw[2000:], positions=given.positions[2000:]))
+    assert torch.equal(half, kept[2000:])
+    other = captions(0.3).text(replace(given, positions=given.positions + 4000))
+    assert not torch.equal((other == EMPTY).all(dim=1), dropped)
+
+
+def test_stored_states_drop_to_the_empty_caption_s_where_tokens_would() -> None:
+    given, empty = batch(400, width=6), torch.full((12, 6), 7.0).half()
+    states = captions(0.3, empty).text(given)
+    assert states.dtype == torch.float16 and states.shape == (400, 12, 6)
+    dropped = (captions(0.3).text(given) == EMPTY).all(dim=1)
+    assert 0 < int(dropped.sum()) < 400
+    assert torch.equal(states[dropped], empty.expand(int(dropped.sum()), -1, -1))
+    assert torch.equal(states[~dropped], given.states[~dropped])
+
+
+def test_pixels_are_in_range_and_grey_is_pillow_s() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    given = ImageBatch(
+        pixels=torch.from_numpy(levels).permute(0, 3, 1, 2),
+        captions=("", ""),
+        keys=("a", "b"),
+        bucket="",
+        positions=torch.arange(2),
+        consumed=consumed(2),
+        wait_seconds=0.0,
+    )
+    coloured = Pixels(grey=False).clean(given)
+    assert torch.equal(coloured, given.pixels.float() / 127.5 - 1) and coloured.min() >= -1 and coloured.max() <= 1
+    grey = (Pixels(grey=True).clean(given) + 1) * 127.5
+    for row in range(2):
+        stock = np.asarray(Image.fromarray(levels[row]).convert("L")).astype(float)
+        assert np.abs(grey[row, 0].numpy() - stock).max() <= 0.51  # Pillow rounds

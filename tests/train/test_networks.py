@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.data.latents import LatentSet
+from bigdiff.models import components
+from bigdiff.train import networks
+
+
+def test_the_set_of_the_stage_is_accepted_and_others_are_refused_line_by_line(toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"))
+    assert stage.model.vae and stage.model.text
+    vae = components.load_vae(stage.model.vae.source)
+    tokenizer = components.load_tokenizer(stage.model.text.tokenizer, stage.model.text.max_length)
+    with LatentSet(stage.data.latents) as latents:
+        needed = networks.needed_contract(stage, vae, tokenizer)
+        networks.refuse_other_latents(latents, needed)
+        with torch.no_grad():
+            next(vae.parameters()).add_(1)
+        shorter = components.load_tokenizer(stage.model.text.tokenizer, 8)
+        with pytest.raises(UsageError) as caught:
+            networks.refuse_other_latents(latents, networks.needed_contract(stage, vae, shorter))
+    sentence = str(caught.value)
+    assert "vae_sha256" in sentence
+    assert "text_length is 12 in the set, 8 is needed" in sentence
+    assert "encode_latents" in sentence
+    assert "resolution" not in sentence
+
+
+def test_random_weights_follow_the_seed_and_leave_the_generator_alone(toy: Path) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        stage = load_stage(str(toy / "stage.yaml"), [f"seed={seed}"])
+        assert stage.model.text
+        text = components.load_text_encoder(stage.model.text.encoder)
+        return next(networks.build_denoiser(stage, text).unet.parameters()).detach()
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("train", "trained"), [("false", False), ("true", True)])
+def test_the_text_encoder_learns_only_when_asked(toy: Path, train: str, trained: bool) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"model.text.train={train}"])
+    assert stage.model.text
+    text = components.load_text_encoder(stage.model.text.encoder)
+    denoiser = networks.build_denoiser(stage, text)
+    names = denoiser.trained()
+    assert any(name.startswith("unet.") for name in names)
+    assert any(name.startswith("text_encoder.") for name in names) is trained
+    assert denoiser.text_encoder is not None and denoiser.text_encoder.training is trained

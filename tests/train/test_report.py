@@ -1,0 +1,144 @@
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bigdiff.checkpoint import layout
+from bigdiff.checkpoint.state import TrainState, Window
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.engine.deepspeed import Stepped
+from bigdiff.evaluate.grid import Pictures
+from bigdiff.train import report
+from bigdiff.train.run import Run
+from bigdiff.train.step import meter, optimizer_step
+
+MakeRun = Callable[..., Run]
+
+
+def metered(run: Run) -> Stepped:
+    """One step, counted."""
+    batches = next(run.batches)
+    done = optimizer_step(run, batches)
+    meter(run, batches, done)
+    run.state = run.state.after(8)
+    return done.stepped
+
+
+def points(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / layout.METRICS).read_text().splitlines()]
+
+
+def test_a_line_for_a_person_and_a_point_per_tag(make_run: MakeRun) -> None:
+    run = make_run()
+    stepped = metered(run)
+    report.log(run, stepped)
+    (line,) = run.say.told  # type: ignore[attr-defined]
+    (point,) = points(run)
+    assert re.fullmatch(
+        rf"step      1/20  loss {point['train/loss']:.4f}  grad {stepped.norm:.3f}  lr 2\.00e-02  "
+        r"\d+\.\d images/s  data wait \d+\.\d%",
+        line,
+    )
+    assert (point["step"], point["samples_seen"], point["train/samples_seen"]) == (1, 8, 8.0)
+    assert point["train/grad_norm"] == stepped.norm and point["train/lr"] == stepped.rate
+    assert point["train/loss_t/0"] == pytest.approx(point["train/loss"])
+    assert not any(f"train/loss_t/{number}" in point for number in range(1, 10))  # of whom no sample was seen
+    assert 0 < point["train/share"] <= 1
+    assert point["data/damaged"] == point["data/tombstoned"] == point["recovery/skipped_steps"] == 0
+    assert point["speed/checkpoint_stall_seconds"] == 0
+    assert run.losses == [point["train/loss"]]
+    assert run.meters.empty
+
+
+def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("data.damage_budget=0.5")
+    stepped = metered(run)
+    window = Window(begin=1, end=4, reason="loss spike")
+    run.state = TrainState(step=5, samples_seen=40, skipped=(window,))
+    run.quarantine.report("00000.tar", 3, None, "truncated")
+    report.log(run, stepped)
+    assert run.say.told[0].endswith("  damaged and substituted 1  steps without effect 3")  # type: ignore[attr-defined]
+    assert (points(run)[0]["data/damaged"], points(run)[0]["recovery/skipped_steps"]) == (1, 3)
+    assert "00000.tar" in capsys.readouterr().err
+
+
+def test_ranks_beyond_the_first_write_nothing(make_run: MakeRun) -> None:
+    run = make_run()
+    stepped = metered(run)
+    run.writer = None
+    report.log(run, stepped)
+    assert points(run) == []
+
+
+def test_the_distance_of_an_average_is_relative_to_the_weights(make_run: MakeRun) -> None:
+    run = make_run("ema.decays=[0.9,0.5]")
+    assert report.drift(run) == {"ema/0.9": 0.0, "ema/0.5": 0.0}
+    weight = run.engine.partition.masters[0]
+    run.ema.tensors["ema/0.5"][0].copy_(weight * 0.75)
+    assert report.drift(run) == pytest.approx({"ema/0.9": 0.0, "ema/0.5": 0.25})
+    report.log(run, metered(run))
+    assert points(run)[0].keys() >= {"distance/ema/0.9", "distance/ema/0.5"}
+
+
+def test_without_averages_nothing_is_apart(make_run: MakeRun) -> None:
+    assert report.drift(make_run("ema.decays=[]")) == {}
+
+
+def test_too_much_damage_ends_the_run(make_run: MakeRun) -> None:
+    run = make_run("data.damage_budget=0.01")
+    run.state = TrainState(step=4, samples_seen=32)
+    assert report.substituted(run) == (0, 0)
+    for row in range(32):
+        run.quarantine.report("00000.tar", row, None, "truncated")
+    with pytest.raises(RunError, match=r"data\.damage_budget=0\.01"):
+        report.substituted(run)
+    run.began = 32  # samples of an earlier start, whose damage is not counted here, do not count either
+    run.state = TrainState(step=8, samples_seen=64)
+    with pytest.raises(RunError, match="32"):
+        report.substituted(run)
+
+
+class Flat:
+    """Draws the weight's first number as a grey."""
+
+    def draw(self, weights: dict[str, torch.Tensor]) -> Pictures:
+        assert {name: tuple(one.shape) for name, one in weights.items()} == {"weight": (2, 4, 4)}
+        return np.full((4, 4, 3), int(weights["weight"].flatten()[0]), np.uint8)
+
+
+@pytest.mark.parametrize(("wanted", "grey"), [("ema", 90), ("ema/0.9", 90), ("raw", 30)])
+def test_pictures_are_of_the_weights_that_are_named(make_run: MakeRun, wanted: str, grey: int) -> None:
+    run = make_run()
+    run.stage = replace(run.stage, preview=replace(run.stage.preview, weights=wanted))
+    run.engine.partition.masters[0].fill_(30)
+    run.ema.tensors["ema/0.9"][0].fill_(90)
+    run.state = TrainState(step=2, samples_seen=16)
+    report.preview(run, Flat())
+    assert run.writer is not None
+    run.writer.close()
+    board = EventAccumulator(str(run.folder / layout.TENSORBOARD)).Reload()
+    (event,) = board.Images(f"preview/{wanted}")
+    assert event.step == 16
+    picture = decoded(event.encoded_image_string)
+    assert picture.shape == (4, 4, 3) and (picture == grey).all()
+
+
+def decoded(png: bytes) -> np.ndarray[Any, Any]:
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_pictures_of_an_average_that_there_is_not_are_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    run.stage = replace(run.stage, preview=replace(run.stage.preview, weights="ema/0.5"))
+    with pytest.raises(UsageError, match=r"ema/0\.5"):
+        report.preview(run, Flat())
