@@ -1,13 +1,15 @@
 """Random numbers computed from (seed, purpose, position), never carried.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer operations: the
-same bits on every device, for any batch, in any order. A resume needs no generator state, and a change of world
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in integer operations: the same
+bits on every device, for any batch, in any order. A resume needs no generator state, and a change of world
 size draws the same numbers for the same samples.
 """
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 Purpose = Literal[
@@ -43,8 +45,11 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Philox4x32-10: four int64 tensors of one shape holding uint32 counters -> four holding uint32 outputs."""
+Words = TypeVar("Words", torch.Tensor, npt.NDArray[np.int64])
+
+
+def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10: four int64 tensors or arrays of one shape, uint32 counters -> four of uint32 outputs."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -58,18 +63,30 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 
 def bits(seed: int, purpose: Purpose, positions: torch.Tensor, count: int) -> torch.Tensor:
     """Uint32 values (as int64) of shape [B, count] for int64 `positions` [B] of samples in the run."""
-    blocks = math.ceil(count / 4)
-    position = positions.to(torch.int64)[:, None]
-    block = torch.arange(blocks, device=positions.device)[None, :]
-    shape = (len(positions), blocks)
+    # numpy's operations begin sooner: on a CPU a third of torch's time for some thousand words
+    draw = by_numpy if positions.device.type == "cpu" else by_torch
+    key = seed & _MASK, (seed >> 32) & _MASK
+    return draw(key, PURPOSES[purpose], positions.to(torch.int64), math.ceil(count / 4))[:, :count]
+
+
+def by_torch(key: tuple[int, int], number: int, positions: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Words int64 [B, 4 blocks] on the positions' device."""
+    position, shape = positions[:, None], (len(positions), blocks)
     counter = (
-        block.expand(shape),
+        torch.arange(blocks, device=positions.device)[None, :].expand(shape),
         (position & _MASK).expand(shape),
         (position >> 32).expand(shape),
-        torch.full(shape, PURPOSES[purpose], dtype=torch.int64, device=positions.device),
+        torch.full(shape, number, dtype=torch.int64, device=positions.device),
     )
-    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    return torch.stack(words, dim=-1).reshape(len(positions), blocks * 4)[:, :count]
+    return torch.stack(philox(counter, key), dim=-1).reshape(len(positions), blocks * 4)
+
+
+def by_numpy(key: tuple[int, int], number: int, positions: torch.Tensor, blocks: int) -> torch.Tensor:
+    """The same of positions on the CPU."""
+    position, shape = positions.numpy()[:, None], (len(positions), blocks)
+    block, ones = np.arange(blocks, dtype=np.int64), np.ones(shape, np.int64)
+    counter = block * ones, (position & _MASK) * ones, (position >> 32) * ones, number * ones
+    return torch.from_numpy(np.stack(philox(counter, key), axis=-1).reshape(len(positions), blocks * 4))
 
 
 def uniform(seed: int, purpose: Purpose, positions: torch.Tensor) -> torch.Tensor:

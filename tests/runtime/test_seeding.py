@@ -29,6 +29,14 @@ def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, int], ex
 
 
 @settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 9), st.integers(1, 9), st.integers(0, 9))
+def test_numpy_draws_what_torch_does(key: int, start: int, blocks: int, count: int) -> None:
+    given = ((key, key ^ 0xABCDEF), 5, torch.arange(start, start + count), blocks)
+    assert torch.equal(seeding.by_numpy(*given), seeding.by_torch(*given))
+    assert seeding.by_numpy(*given).shape == (count, 4 * blocks)
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**62), st.integers(0, 2**62), st.integers(1, 9))
 def test_a_position_draws_the_same_whatever_its_batch(seed: int, start: int, count: int) -> None:
     positions = torch.arange(start, start + count)
