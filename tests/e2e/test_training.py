@@ -1,12 +1,8 @@
-"""The real loop under real DeepSpeed ranks against plain torch, and through kills and stops."""
+"""The real loop under real DeepSpeed ranks against plain torch."""
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import Popen
 
 import numpy as np
 import pytest
@@ -31,20 +27,7 @@ from bigdiff.train.setup import train_stage
 outcome = train_stage(load_stage(sys.argv[1], sys.argv[2:]))
 print("finished" if outcome.finished else "stopped", outcome.step)
 """
-# SIGKILL of every rank right behind the commit of step 4: nothing of the process is left to help
-DIE_AT_FOUR = """
-import os, signal
-from bigdiff.train import loop
-save = loop.save
-def save_and_die(run):
-    save(run)
-    if run.state.step == 4:
-        run.checkpoints.wait(run.world)
-        os.kill(os.getpid(), signal.SIGKILL)
-loop.save = save_and_die
-"""
 Ranks = Callable[..., list[str]]
-Start = Callable[..., list[Popen[str]]]
 
 
 def losses(stage: Stage) -> list[float]:
@@ -119,37 +102,6 @@ def test_one_rank_two_ranks_and_plain_torch_agree(run_ranks: Ranks, toy: Path, t
                 torch.testing.assert_close(got[name], weight, rtol=0, atol=2e-4)
 
 
-def test_eight_steps_are_four_a_kill_and_four(run_ranks: Ranks, start_ranks: Start, toy: Path, tmp_path: Path) -> None:
-    arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", "steps=8"]
-    run_ranks(TRAIN, 2, *arguments, "name=whole")
-    died = start_ranks(DIE_AT_FOUR + TRAIN, 2, *arguments, "name=killed")
-    for process in died:
-        process.communicate(timeout=120)
-    assert [process.returncode for process in died] == [-signal.SIGKILL] * 2
-    killed = load_stage(arguments[0], [*arguments[1:], "name=killed"])
-    assert len(losses_so_far(killed)) == 4
-    run_ranks(TRAIN, 2, *arguments, "name=killed")
-    whole = load_stage(arguments[0], [*arguments[1:], "name=whole"])
-    assert losses(killed) == losses(whole)  # bit for bit
-    for which in ("raw", "ema"):
-        ours, theirs = (weights(stage, 8, which) for stage in (killed, whole))  # type: ignore[arg-type]
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_stop_signal_to_one_rank_saves_on_all(start_ranks: Start, toy: Path, tmp_path: Path) -> None:
-    arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", "steps=4000", "checkpoint.every=4000", "name=stopped"]
-    stage = load_stage(arguments[0], arguments[1:])
-    outputs = start_and_signal(start_ranks, arguments, stage, signal.SIGUSR2)
-    ended = [output.splitlines()[-1] for output in outputs]
-    assert ended[0] == ended[1]
-    assert ended[0].startswith("stopped ")
-    step = int(ended[0].split()[1])
-    assert 0 < step < 4000
-    newest = layout.latest(layout.run_folder(stage.runs, stage.name))
-    assert newest is not None
-    assert layout.step_of(newest) == step
-
-
 def test_bf16_over_fp32_masters_follows_fp32(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:
     arguments = [str(toy / "stage.yaml"), f"runs={tmp_path}", "engine.zero_stage=2", "steps=8"]
     for precision in ("fp32", "bf16"):
@@ -158,24 +110,3 @@ def test_bf16_over_fp32_masters_follows_fp32(run_ranks: Ranks, toy: Path, tmp_pa
     assert half == pytest.approx(full, rel=0.03)
     assert half != full
     assert np.mean(half[-3:]) < half[0]
-
-
-def losses_so_far(stage: Stage) -> list[str]:
-    file = layout.run_folder(stage.runs, stage.name) / layout.METRICS
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def start_and_signal(start: Start, arguments: list[str], stage: Stage, number: signal.Signals) -> list[str]:
-    """Start two ranks; when the run has passed step 4, send `number` to rank 1 alone."""
-    processes = start(TRAIN, 2, *arguments)
-    try:
-        deadline = time.monotonic() + 120
-        while len(losses_so_far(stage)) < 5:
-            assert time.monotonic() < deadline
-            assert all(process.poll() is None for process in processes), processes[0].stderr.read()  # type: ignore[union-attr]
-            time.sleep(0.005)
-        os.kill(processes[1].pid, number)
-        return [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
