@@ -1,6 +1,7 @@
 """Which process am I, on which device, and what do all processes agree on. The only reader of RANK and WORLD_SIZE."""
 
 import gc
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,9 +60,9 @@ class World:
 
         `loss` is a scalar, this process's mean; the processes' shares of a step are equal.
         """
-        mine = loss.detach().double()
-        flags = torch.tensor([float(stop), float(failed)], dtype=torch.float64, device=self.device)
-        words = torch.cat((flags, torch.stack((~mine.isfinite(), mine))))
+        mine = loss.item()
+        known = [float(stop), float(failed), float(not math.isfinite(mine)), mine]
+        words = torch.tensor(known, dtype=torch.float64, device=self.device)
         dist.all_reduce(words)
         stops, failures, broken, total = words.tolist()
         return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)

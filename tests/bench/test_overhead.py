@@ -1,10 +1,13 @@
 """What the trainer adds to a bare DeepSpeed loop over the same engine, network and batch: step by step, by turns."""
 
+import itertools
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from bigdiff.config.load import load_stage
+from bigdiff.data import manifest
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.watchdog import Phase, Watchdog
 from bigdiff.runtime.world import World, enter, leave
@@ -21,18 +25,19 @@ from bigdiff.train.run import Run
 from bigdiff.train.setup import building
 
 RESULTS = Path(__file__).parent / "results"
-STEPS, LOG = 300, 50  # a log line in so many steps, as by default
-# Some 300 ms a step on one core, with about as much work per weight as in training: 80 x 16 positions of latents, where
+STEPS, LOG = 600, 50  # a log line in so many steps, as by default
+COPIES = 100  # of each shard: the toy's own 96 samples would make each step an epoch, with a permutation of its own
+# Some 300 ms a step on one core, with about as much work per weight as in training: 92 x 16 positions of latents, where
 # a GPU has 32 x 4,096 for Stable Diffusion's 860 M weights. With less, the average's pass over the weights, which the
-# bare loop does not make, would count for more than it does. One window of all shards: real ones last many steps, too.
+# bare loop does not make, would count for more than it does.
 SIZES = [
     "model.unet.block_out_channels=[64,128]",
     "model.unet.norm_num_groups=16",
     "model.unet.attention_head_dim=4",
-    "batch.total=80",
-    "batch.micro=80",
+    "batch.total=92",
+    "batch.micro=92",
     "text_dropout=0.1",
-    "data.window=4",
+    "data.window=64",
 ]
 NEVER = 10**6
 
@@ -51,6 +56,19 @@ def bare(run: Run) -> Callable[[], None]:
         engine.step()
 
     return step
+
+
+def larger(latents: Path, folder: Path) -> Path:
+    """The set with COPIES of each shard."""
+    folder.mkdir()
+    found, shards = manifest.read(latents, "latents"), []
+    for shard, _ in itertools.product(found.shards, range(COPIES)):
+        name = f"{len(shards):05d}"
+        for suffix in (".tar", ".parquet"):
+            shutil.copyfile(latents / f"{shard.name}{suffix}", folder / f"{name}{suffix}")
+        shards.append(replace(shard, name=name))
+    manifest.write(folder, replace(found, shards=tuple(shards)))
+    return folder
 
 
 class Turns(Watchdog):
@@ -78,7 +96,15 @@ class Turns(Watchdog):
 
 @pytest.mark.bench
 def test_overhead_of_the_trainer(toy: Path, tmp_path: Path) -> None:
-    arguments = [f"runs={tmp_path}", *SIZES, f"steps={STEPS}", f"checkpoint.every={NEVER}", f"log.every={LOG}"]
+    latents = larger(toy / "latents", tmp_path / "latents")
+    arguments = [
+        f"runs={tmp_path}",
+        f"data.latents={latents}",
+        *SIZES,
+        f"steps={STEPS}",
+        f"checkpoint.every={NEVER}",
+        f"log.every={LOG}",
+    ]
     stage = load_stage(str(toy / "stage.yaml"), [*arguments, "data.audit=true"])
     torch.set_num_threads(1)
     world = enter(600)
