@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import webdataset
+from tqdm import tqdm
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_stage
@@ -142,12 +144,17 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_bytes(
     encode.encode(images, tmp_path / "whole", two)
     whole = content(tmp_path / "whole")
     context = multiprocessing.get_context("fork")  # a fork of this process: no seconds of imports
+
+    def make(folder: Path) -> None:
+        tqdm.set_lock(threading.RLock())  # its own is shared by forks: one killed while it draws would leave it locked
+        encode.encode(images, folder, two)
+
     random = np.random.default_rng(0)
     unfinished = 0
     for attempt in range(3):
         folder = tmp_path / f"killed-{attempt}"
         for kill in range(2):
-            child = context.Process(target=encode.encode, args=(images, folder, two))
+            child = context.Process(target=make, args=(folder,))
             child.start()
             assert child.pid
             deadline = time.monotonic() + 60
