@@ -10,6 +10,7 @@ from torch.func import functional_call
 from bigdiff.config.schema import Autoencoder
 from bigdiff.evaluate.grid import Pictures, tiled
 from bigdiff.models.autoencoder import build
+from bigdiff.models.encoders import in_range
 
 TOGETHER = 4  # pictures drawn at once, which bounds the memory
 
@@ -31,7 +32,7 @@ class Reconstructor:
         drawn = []
         with torch.inference_mode():
             for some in torch.split(self.pictures, TOGETHER):
-                pixels = some.to(device).float() / 127.5 - 1
+                pixels = in_range(some.to(device))
                 drawn.append(functional_call(self.vae, vae, (pixels,)).sample.clamp(-1, 1).cpu())
         redrawn = ((torch.cat(drawn) + 1) * 127.5).round().to(torch.uint8)
         pairs = torch.stack((self.pictures.cpu(), redrawn), dim=1).flatten(0, 1).permute(0, 2, 3, 1)

@@ -19,7 +19,7 @@ from bigdiff.checkpoint.reader import read_index
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.export.diffusers import DTYPES, INDEX, Source, put, replacing_folder
 from bigdiff.models.autoencoder import build
-from bigdiff.models.encoders import moments, posterior_sample
+from bigdiff.models.encoders import in_range, moments, posterior_sample
 from bigdiff.runtime.files import write_bytes
 from bigdiff.runtime.seeding import normal
 
@@ -90,7 +90,7 @@ def measure(vae: AutoencoderKL, pictures: Iterable[Tensor], seed: int) -> Scale:
     for batch in tqdm(
         (part for some in pictures for part in torch.split(some, TOGETHER)), desc="measure latents", unit="batch"
     ):
-        found = moments(vae, batch.to(device).float() / 127.5 - 1)
+        found = moments(vae, in_range(batch.to(device)))
         shape = (found.shape[1] // 2, *found.shape[2:])
         noise = normal(seed, "posterior", torch.arange(seen, seen + len(batch), device=device), shape)
         latents = posterior_sample(found, noise, 1.0).double()

@@ -8,6 +8,11 @@ from transformers import CLIPTextModel
 LOG_VARIANCE: tuple[float, float] = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution clamps to it
 
 
+def in_range(pixels: Tensor) -> Tensor:
+    """uint8 0 to 255 -> fp32 -1 to 1, any shape."""
+    return pixels.float() / 127.5 - 1
+
+
 def moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Mean and log-variance [B, 2C, h, w], unscaled and unclamped, of pixels [B, 3, H, W] in [-1, 1]."""
     parameters: Tensor = vae.encode(pixels).latent_dist.parameters

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bigdiff.models.components import load_tokenizer, token_ids
+from bigdiff.models.encoders import in_range
 from bigdiff.quickstart import scenes
 from bigdiff.quickstart.components import MAX_LENGTH, write_tokenizer
 
@@ -110,7 +111,7 @@ def train(plan: Plan, tokens: Tensor, shown: Tensor) -> Towers:
         warm = min(1.0, (step + 1) / plan.warmup)
         optimizer.param_groups[0]["lr"] = plan.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
         rows = torch.from_numpy(np.random.default_rng((plan.seed, step)).integers(plan.scenes, size=plan.batch))
-        cosines = towers(tokens[rows], shown[rows].float() / 127.5 - 1)
+        cosines = towers(tokens[rows], in_range(shown[rows]))
         loss = (functional.cross_entropy(cosines, target) + functional.cross_entropy(cosines.T, target)) / 2
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

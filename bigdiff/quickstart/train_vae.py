@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from bigdiff.models.encoders import in_range
 from bigdiff.quickstart import linear_encoder, scenes
 
 # The two sizes of the quickstart's stages, with the share of the loss each gets.
@@ -73,7 +74,7 @@ def pictures(count: int, seed: int, size: int) -> Tensor:
 
 def normalised(batch: Tensor) -> Tensor:
     """uint8 pixels as floats in [-1, 1]."""
-    return (batch.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return in_range(batch).contiguous(memory_format=torch.channels_last)
 
 
 def train(plan: Plan) -> AutoencoderKL:

@@ -3,15 +3,18 @@
 import gc
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-from bigdiff.config.errors import RunError
+from bigdiff.config.errors import RunError, UsageError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,15 +70,28 @@ class World:
         stops, failures, broken, total = words.tolist()
         return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)
 
-    def anywhere(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process, the same answer on all."""
-        return bool(self.largest(torch.tensor([float(flag)])).item())
-
     def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 (plain values of the caller's kind)
         """The `item` (plain, small) of every process, in rank order, on every process."""
         items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
+
+    def first_does(self, work: Callable[[], Value]) -> Value:
+        """What `work` gives on rank 0 (plain, small), on every process; the others do nothing.
+
+        Raises:
+            UsageError: on every process, when it raises one there.
+        """
+        done, complaint = None, ""
+        if self.first:
+            try:
+                done = work()
+            except UsageError as error:
+                complaint = str(error)
+        done, complaint = self.first_says((done, complaint))
+        if complaint:
+            raise UsageError(complaint)
+        return cast("Value", done)
 
     def first_says(self, item: Any) -> Any:  # noqa: ANN401 (plain values of the caller's kind)
         """Rank 0's `item` on every process."""

@@ -26,10 +26,10 @@ from bigdiff.config.schema import Autoencoder, Stage
 from bigdiff.data.images import ImageBatch
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.models.autoencoder import Passed, adaptive_weight, at_last_layer, kl, wide
+from bigdiff.models.encoders import in_range
 from bigdiff.models.perceptual import Perceptual
 from bigdiff.runtime.seeding import normal
 from bigdiff.runtime.world import World
-from bigdiff.train.inputs import in_range
 from bigdiff.train.task import Losses, Micro
 
 

@@ -67,7 +67,7 @@ def begin(
         UsageError: on all ranks, when the checkpoint is absent, not the run's end, damaged, of another network, without
             the weights that are asked for, or not the one that handover.json names.
     """
-    folder = _chosen(stage, world)
+    folder = world.first_does(lambda: predecessor.chosen(stage))  # no rank sees an older state of a shared disk
     found = _verified(folder, world)
     alike = regrouped.same(found, engine.partition)
     rest = {} if alike else regrouped.rest(stage, folder, found, engine.partition, around)
@@ -77,9 +77,8 @@ def begin(
     moments = {key: vectors[key] for key in MOMENTS} if stage.init_optimizer else None
     engine.restore(regrouped.fill(vectors[_vector(name)], engine.partition, rest), moments, carried.updates)
     said = _begin_averages(stage, ema, engine, found, vectors)
-    plain = _record(stage, folder, found, name, carried) if world.first else None  # it alone reads all of the weights
-    record = _parsed(world.first_says(plain))
-    _keep(run, world, record)
+    record = world.first_does(lambda: _record(stage, folder, found, name, carried))  # one rank reads all of the weights
+    world.first_does(lambda: _keep(run, record))
     return record, said
 
 
@@ -152,20 +151,6 @@ def _vector(name: str) -> str:
     return MASTER if name == averages.RAW else name
 
 
-def _chosen(stage: Stage, world: World) -> Path:
-    """Rank 0's choice for all, so that no rank sees an older state of a shared disk, and its complaint for all, too."""
-    found, complaint = "", ""
-    if world.first:
-        try:
-            found = str(predecessor.chosen(stage))
-        except UsageError as error:
-            complaint = str(error)
-    found, complaint = world.first_says((found, complaint))
-    if complaint:
-        raise UsageError(complaint)
-    return Path(found)
-
-
 def _verified(folder: Path, world: World) -> Index:
     """The index of a checkpoint whose files were checked by all ranks, each a share of them."""
     problem = next((one for one in world.gather(reader.damaged(folder, world.rank, world.size)) if one), "")
@@ -212,40 +197,35 @@ def _carried(stage: Stage, found: Index) -> Carried:
     )
 
 
-def _record(stage: Stage, folder: Path, found: Index, name: str, carried: Carried) -> dict[str, Any]:
-    return asdict(
-        Record(
-            chosen=_settings(stage),
-            checkpoint=str(folder),
-            step=found.state.step,
-            samples_seen=found.state.samples_seen,
-            updates=found.state.updates,
-            index_sha256=sha256(folder / layout.INDEX),
-            weights=name,
-            weights_sha256=digest(folder, found, name),
-            carried=carried,
-        )
+def _record(stage: Stage, folder: Path, found: Index, name: str, carried: Carried) -> Record:
+    return Record(
+        chosen=_settings(stage),
+        checkpoint=str(folder),
+        step=found.state.step,
+        samples_seen=found.state.samples_seen,
+        updates=found.state.updates,
+        index_sha256=sha256(folder / layout.INDEX),
+        weights=name,
+        weights_sha256=digest(folder, found, name),
+        carried=carried,
     )
 
 
-def _keep(run: Path, world: World, record: Record) -> None:
+def _keep(run: Path, record: Record) -> None:
     """Write the record, or hold it against that of an earlier start which ended before its first checkpoint.
 
     Raises:
-        UsageError: on all ranks, when that start began with something else.
+        UsageError: when that start began with something else.
     """
     file = run / FILE
-    complaint = ""
-    if world.first:
-        earlier = read(file) if file.is_file() else None
-        if earlier is None:
-            write_json(file, asdict(record))
-        else:
-            changed = [key for key in _SAME if getattr(earlier, key) != getattr(record, key)]
-            complaint = ", ".join(f"{key} {getattr(earlier, key)}, now {getattr(record, key)}" for key in changed)
-    complaint = world.first_says(complaint)
-    if complaint:
-        raise UsageError(f"{file} says that an earlier start began with {complaint}: delete it to begin with this")
+    if not file.is_file():
+        write_json(file, asdict(record))
+        return
+    earlier = read(file)
+    changed = [key for key in _SAME if getattr(earlier, key) != getattr(record, key)]
+    if changed:
+        what = ", ".join(f"{key} {getattr(earlier, key)}, now {getattr(record, key)}" for key in changed)
+        raise UsageError(f"{file} says that an earlier start began with {what}: delete it to begin with this")
 
 
 _SAME: Final = ("chosen", "step", "index_sha256", "weights", "weights_sha256", "carried")

@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from bigdiff.data.images import ImageBatch
 from bigdiff.models.components import token_ids
-from bigdiff.models.encoders import moments, posterior_sample
+from bigdiff.models.encoders import in_range, moments, posterior_sample
 from bigdiff.runtime.seeding import normal, uniform
 from bigdiff.train.task import Micro
 
@@ -53,11 +53,6 @@ class Pixels:
             return pixels
         weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
         return (pixels * weights).sum(dim=1, keepdim=True)
-
-
-def in_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 0 to 255 -> fp32 -1 to 1."""
-    return pixels.float() / 127.5 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

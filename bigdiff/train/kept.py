@@ -34,16 +34,11 @@ def settle(stage: Stage, world: World, untrained: Mapping[str, nn.Parameter], re
         UsageError: on all ranks, when they are not those that the run began with, or the run before has others.
     """
     run = layout.run_folder(stage.runs, stage.name)
-    digest, complaint = "", ""
-    if world.first:
-        try:
-            resumed = bool(layout.saved(run))
-            digest = frozen.fingerprint(run) if resumed else frozen.write(run, _first(stage, untrained, required))
-        except UsageError as error:
-            complaint = str(error)
-    digest, complaint = world.first_says((digest, complaint))
-    if complaint:
-        raise UsageError(complaint)
+
+    def stored_once() -> str:
+        return frozen.fingerprint(run) if layout.saved(run) else frozen.write(run, _first(stage, untrained, required))
+
+    digest = world.first_does(stored_once)
     stored = frozen.read(run, digest)
     if not required <= stored.keys() <= untrained.keys():
         other = sorted((required - stored.keys()) | (stored.keys() - untrained.keys()))[0]
@@ -52,7 +47,7 @@ def settle(stage: Stage, world: World, untrained: Mapping[str, nn.Parameter], re
             f"use another `name`"
         )
     put(stored, untrained, str(run / frozen.NAME))
-    return Kept(sha256=str(digest), names=frozenset(stored))
+    return Kept(sha256=digest, names=frozenset(stored))
 
 
 def put(stored: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], where: str) -> None:

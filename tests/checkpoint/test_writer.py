@@ -224,7 +224,7 @@ while not failed:  # as the training does: what failed on any rank is agreed on 
     step += 1
     writer.save(toy.content(step))
     time.sleep(0.05)
-    failed = world.anywhere(bool(writer.failed))
+    failed = any(world.gather(writer.failed))
 say(step=step, sentence=waited(writer), found=layout.step_of(layout.latest(run)))
 writer.close()
 """

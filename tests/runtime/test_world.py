@@ -8,16 +8,23 @@ from bigdiff.runtime import world
 
 SCRIPT = """
 import json, torch
+from bigdiff.config.errors import UsageError
 from bigdiff.runtime.world import enter, leave
 w = enter(60)
 told = {
     "rank": w.rank, "size": w.size, "first": w.first,
     "mean": w.mean(torch.tensor([float(w.rank), 1.0])).tolist(),
     "largest": w.largest(torch.tensor([float(w.rank)])).tolist(),
-    "anywhere": [w.anywhere(w.rank == 1), w.anywhere(False)],
     "gather": w.gather({"rank": w.rank}),
     "first_says": w.first_says(f"from {w.rank}"),
+    "first_does": w.first_does(lambda: f"done by {w.rank}"),
 }
+def unable():
+    raise UsageError(f"{w.rank} cannot")
+try:
+    w.first_does(unable)
+except UsageError as error:
+    told["complaint"] = str(error)
 w.barrier()
 leave()
 print(json.dumps(told))
@@ -32,7 +39,8 @@ def test_two_processes_agree(run_ranks: Callable[..., list[str]]) -> None:
         assert one["size"] == 2
         assert one["mean"] == [0.5, 1.0]
         assert one["largest"] == [1.0]
-        assert one["anywhere"] == [True, False]
+        assert one["first_does"] == "done by 0"
+        assert one["complaint"] == "0 cannot"
         assert one["gather"] == [{"rank": 0}, {"rank": 1}]
         assert one["first_says"] == "from 0"
 
