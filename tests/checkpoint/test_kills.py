@@ -24,7 +24,7 @@ from bigdiff.checkpoint import layout
 run, kind = Path(sys.argv[1]), sys.argv[2]
 world = enter(30)
 toy, told = Toy(run, kind, world, {SHAPES!r}), []
-writer = toy.writer(every=5, keep=2, keep_every=25)
+writer = toy.writer(every=5, keep=2, keep_every=25, wait_seconds=20)  # for the file of a peer that was killed
 found = sorted(path.name for path in layout.checkpoints(run).iterdir())
 saved = toy.load(told)
 step = saved.state.step if saved else 0
