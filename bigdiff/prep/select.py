@@ -1,18 +1,24 @@
 """Which rows of the metadata are wanted, and the order that everything later keeps.
 
 The global shuffle happens here: the wanted rows are ordered by md5(seed, URL), and no later step changes that order.
-Nothing is held in memory but duckdb's own buffers, which spill to disk.
+Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read twice in full, for the
+counts and for the wanted rows, and each score once more for its histogram.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Prep, Select
-from bigdiff.prep.rules import ALWAYS, COLUMNS, DUPLICATE, SCORES, TYPES, Rule, rules, threshold
+from bigdiff.prep import metadata, sizes, sweep
+from bigdiff.prep.metadata import Source, first_line
+from bigdiff.prep.query import database, run
+from bigdiff.prep.rules import DUPLICATE, SCORES, Rule, rules, threshold
+from bigdiff.prep.sweep import Sweep
 from bigdiff.runtime.files import replacing
 
 BINS: Final = 40
@@ -49,6 +55,37 @@ class Selection:
     counts: tuple[Count, ...]
     histograms: tuple[Histogram, ...]
     columns: tuple[str, ...]  # ours, of those found in the input
+    notes: tuple[str, ...] = ()  # how the input was read where that is not plain: a sentence each
+    sweeps: tuple[Sweep, ...] = ()  # of the scores that have a threshold; rows are counted before URLs are made unique
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Input:
+    """What is read, by which rules."""
+
+    sources: tuple[Source, ...]
+    columns: tuple[str, ...]
+    active: tuple[Rule, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Range:
+    """Of a score, over all rows."""
+
+    low: float
+    high: float
+    absent: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Counted:
+    """What one pass over all rows finds."""
+
+    rows: int
+    counts: tuple[Count, ...]  # but for duplicates
+    ranges: dict[str, _Range]  # of the scores that have a value at all
+    sweeps: tuple[Sweep, ...]
 
 
 def inputs(path: Path) -> tuple[Path, ...]:
@@ -75,134 +112,134 @@ def select(files: tuple[Path, ...], prep: Prep, output: Path | None) -> Selectio
 
     Raises:
         UsageError: for an unreadable file, a missing column, or a selection that keeps nothing.
+        RunError: when memory or disk do not suffice.
     """
     active = rules(prep.select, prep.download.allow_private_addresses)
-    with duckdb.connect() as base:
-        if output is not None:
-            _set(base, "temp_directory", str(output.parent / "duckdb"))
-        groups = _groups(base, files, active)
-        columns = tuple(name for name in COLUMNS if any(name in found for found in groups.values()))
+    temporary = None if output is None else output.parent / "duckdb"
+    with database(temporary, prep.select.memory_gb) as base:
         try:
-            base.execute(f"CREATE VIEW metadata AS {_union(groups, columns)}")
-            counted = _count(base, active)
-            histograms = tuple(_histograms(base, columns, prep.select))
-            if output is not None and counted[-1].left:
-                _write(base, active, columns, prep.pack.seed, output)
-            rows = _one(base, "SELECT count(*) FROM metadata")[0]
+            found = _read(base, files, active, prep.select)
+            counted = _count(base, found)
+            histograms = tuple(_histogram(base, *each, prep.select) for each in counted.ranges.items())
+            passed = counted.counts[-1].left
+            kept = _write(base, found, prep.pack.seed, output) if output and passed else _unique(base, found)
         except duckdb.Error as error:
-            raise UsageError(f"the metadata in {files[0].parent} cannot be read: {_first_line(error)}") from error
-    outcome = Selection(rows=rows, kept=counted[-1].left, counts=counted, histograms=histograms, columns=columns)
+            raise UsageError(f"the metadata in {files[0].parent} cannot be read: {_mend(error)}") from error
+    unique = Count(rule=DUPLICATE, left=kept, only=passed - kept)
+    outcome = Selection(
+        rows=counted.rows,
+        kept=kept,
+        counts=(*counted.counts, unique),
+        histograms=histograms,
+        columns=found.columns,
+        notes=found.notes,
+        sweeps=counted.sweeps,
+    )
     if not outcome.kept:
         raise UsageError(_nothing_left(outcome, active, files))
     return outcome
 
 
-def _groups(
-    base: duckdb.DuckDBPyConnection, files: tuple[Path, ...], active: tuple[Rule, ...]
-) -> dict[tuple[str, ...], dict[str, str]]:
-    """{paths of files with the same columns: {our name: their name}}."""
-    grouped: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for file in files:
-        found = _columns(base, file)
-        for rule in active:
-            for column in (*ALWAYS, *rule.columns):
-                if column not in found:
-                    raise UsageError(_missing(file, column, rule))
-        grouped.setdefault(tuple(found.items()), []).append(str(file))
-    return {tuple(paths): dict(found) for found, paths in grouped.items()}
+def _read(base: duckdb.DuckDBPyConnection, files: tuple[Path, ...], active: tuple[Rule, ...], chosen: Select) -> _Input:
+    """The files' columns as a view `metadata`, width and height the right way round."""
+    found = metadata.sources(base, files, active, chosen.columns)
+    columns = metadata.present(found)
+    notes = metadata.notes(found, chosen.columns)
+    if sizes.is_needed(chosen) and {"width", "height"} <= set(columns):
+        seen = f"({metadata.view(found, ('url', 'width', 'height'))})"
+        straight, swapped = run(base, sizes.query(seen), "comparing sizes")[0]
+        votes = sizes.Votes(straight=straight, swapped=swapped)
+        exchanged, notes = sizes.decide(votes), (*notes, sizes.note(votes))
+    else:
+        exchanged = chosen.swapped_sizes == "always"
+    if exchanged:
+        found = metadata.exchanged(found)
+    base.execute(f"CREATE VIEW metadata AS {metadata.view(found, columns)}")
+    return _Input(sources=found, columns=columns, active=active, notes=notes)
 
 
-def _columns(base: duckdb.DuckDBPyConnection, file: Path) -> dict[str, str]:
-    try:
-        described = base.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(file)]).fetchall()
-    except duckdb.Error as error:
-        raise UsageError(f"{file} is not a readable parquet file: {_first_line(error)}; fetch it again") from error
-    theirs = {str(row[0]).lower(): str(row[0]) for row in described}
-    found: dict[str, str] = {}
-    for ours, variants in COLUMNS.items():
-        present = [theirs[name] for name in variants if name in theirs]
-        if len(present) > 1:
-            raise UsageError(f"{file} has columns {' and '.join(present)}, both read as {ours}: drop one of them")
-        if present:
-            found[ours] = present[0]
-    return found
+def _count(base: duckdb.DuckDBPyConnection, found: _Input) -> _Counted:
+    """Rows by the set of rules that they fail, a bit each, and the ranges of the scores: one pass."""
+    scores = [name for name in SCORES if name in found.columns]
+    failed = " + ".join(f"CASE WHEN {rule.sql} THEN 0 ELSE {1 << bit} END" for bit, rule in enumerate(found.active))
+    ranges = "".join(f", min({score}), max({score}), count({score})" for score in scores)
+    moved = [bit for bit, rule in enumerate(found.active) if sweep.is_swept(rule)]
+    steps = "".join(f", {sweep.steps_sql(found.active[bit], 'failed', bit)}" for bit in moved)
+    query = f"SELECT failed, count(*){ranges}{steps} FROM (SELECT {failed} AS failed, * FROM metadata) GROUP BY failed"
+    groups = run(base, query, "counting")
+    rows = {int(group[0]): int(group[1]) for group in groups}
+    counts = []
+    for bit, rule in enumerate(found.active):
+        so_far = (2 << bit) - 1
+        left = sum(number for failed, number in rows.items() if not failed & so_far)
+        counts.append(Count(rule=rule.name, left=left, only=rows.get(1 << bit, 0)))
+    total = sum(rows.values())
+    known: dict[str, _Range] = {}
+    for place, score in enumerate(scores):
+        parts = [group[2 + 3 * place : 5 + 3 * place] for group in groups if group[4 + 3 * place]]
+        if parts:
+            lows, highs, numbers = zip(*parts, strict=True)
+            known[score] = _Range(low=min(lows), high=max(highs), absent=total - sum(numbers))
+    sweeps = []
+    for place, bit in enumerate(moved):
+        by_step: Counter[int] = Counter()
+        for group in groups:
+            by_step.update(group[2 + 3 * len(scores) + place] or {})
+        sweeps.append(sweep.of_steps(found.active[bit], by_step, rows.get(0, 0), total))
+    return _Counted(
+        rows=total, counts=tuple(counts), ranges=known, sweeps=tuple(each for each in sweeps if each is not None)
+    )
 
 
-def _missing(file: Path, column: str, rule: Rule) -> str:
-    names = " or ".join(COLUMNS[column])
-    sentence = f"{file} has no column for {column} (any case of {names})"
-    if column in ALWAYS:
-        return f"{sentence}: rename the column that holds it"
-    off = "[]" if rule.setting.endswith("languages") else "null"
-    return f"{sentence}, which the rule '{rule.name}' reads: add it, or turn the rule off with {rule.setting}={off}"
+def _histogram(base: duckdb.DuckDBPyConnection, score: str, span: _Range, chosen: Select) -> Histogram:
+    width = (span.high - span.low) / BINS or 1.0
+    query = (
+        f"SELECT least(CAST(floor(({score} - {span.low!r}) / {width!r}) AS INTEGER), {BINS - 1}) AS bin, count(*) "
+        f"FROM metadata WHERE {score} IS NOT NULL GROUP BY bin"
+    )
+    bins = dict(run(base, query, f"{score} by value"))
+    return Histogram(
+        score=score,
+        low=span.low,
+        high=span.high,
+        counts=tuple(bins.get(index, 0) for index in range(BINS)),
+        absent=span.absent,
+        threshold=threshold(chosen, score),
+    )
 
 
-def _union(groups: dict[tuple[str, ...], dict[str, str]], columns: tuple[str, ...]) -> str:
-    parts = []
-    for paths, found in groups.items():
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        picked = ", ".join(_cast(name, found.get(name)) for name in columns)
-        parts.append(f"SELECT {picked} FROM read_parquet([{listed}])")
-    return " UNION ALL ".join(parts)
+def _unique(base: duckdb.DuckDBPyConnection, found: _Input) -> int:
+    """How many URLs the wanted rows have, by the 128 bits of their md5."""
+    query = f"SELECT count(DISTINCT md5_number(url)) FROM ({_wanted(found)})"
+    return int(run(base, query, "counting duplicates")[0][0])
 
 
-def _cast(ours: str, theirs: str | None) -> str:
-    if theirs is None:
-        return f"CAST(NULL AS {TYPES[ours]}) AS {ours}"
-    quoted = '"' + theirs.replace('"', '""') + '"'
-    if TYPES[ours] == "DOUBLE":
-        # Not-a-number counts as absent: duckdb orders it above every number, so it would pass a lower bound.
-        return f"CASE WHEN isfinite(TRY_CAST({quoted} AS DOUBLE)) THEN TRY_CAST({quoted} AS DOUBLE) END AS {ours}"
-    return f"TRY_CAST({quoted} AS {TYPES[ours]}) AS {ours}"
+def _write(base: duckdb.DuckDBPyConnection, found: _Input, seed: int, output: Path) -> int:
+    """One row per URL, numbered in shuffled order; returns their number.
 
-
-def _count(base: duckdb.DuckDBPyConnection, active: tuple[Rule, ...]) -> tuple[Count, ...]:
-    """Each rule's counts in one pass, then those of the duplicates among the rows that pass all rules."""
-    flags = ", ".join(f"{rule.sql} AS p{index}" for index, rule in enumerate(active))
-    passes = [f"p{index}" for index in range(len(active))]
-    asked = [f"count(*) FILTER ({' AND '.join(passes[: index + 1])})" for index in range(len(active))]
-    failed = " + ".join(f"CAST(NOT {each} AS INTEGER)" for each in passes)
-    asked += [f"count(*) FILTER ((NOT {each}) AND {failed} = 1)" for each in passes]
-    row = _one(base, f"SELECT {', '.join(asked)} FROM (SELECT {flags} FROM metadata)")
-    counts = [
-        Count(rule=rule.name, left=row[index], only=row[len(active) + index]) for index, rule in enumerate(active)
-    ]
-    distinct = _one(base, f"SELECT count(DISTINCT url) FROM metadata WHERE {_all(active)}")[0]
-    return (*counts, Count(rule=DUPLICATE, left=distinct, only=counts[-1].left - distinct))
-
-
-def _histograms(base: duckdb.DuckDBPyConnection, columns: tuple[str, ...], select: Select) -> list[Histogram]:
-    found = []
-    for score in (name for name in SCORES if name in columns):
-        low, high, absent = _one(base, f"SELECT min({score}), max({score}), count(*) - count({score}) FROM metadata")
-        if low is None:
-            continue
-        width = (high - low) / BINS or 1.0
-        bins = dict(
-            base.execute(
-                f"SELECT least(CAST(floor(({score} - ?) / ?) AS INTEGER), {BINS - 1}) AS bin, count(*) "
-                f"FROM metadata WHERE {score} IS NOT NULL GROUP BY bin",
-                [low, width],
-            ).fetchall()
-        )
-        counts = tuple(bins.get(index, 0) for index in range(BINS))
-        drawn = threshold(select, score)
-        found.append(Histogram(score=score, low=low, high=high, counts=counts, absent=absent, threshold=drawn))
-    return found
-
-
-def _write(
-    base: duckdb.DuckDBPyConnection, active: tuple[Rule, ...], columns: tuple[str, ...], seed: int, output: Path
-) -> None:
-    """One row per URL, numbered in shuffled order."""
-    kept = f"SELECT * FROM metadata WHERE {_all(active)}"
+    One sort does both: it brings rows with one URL together, best first. What follows it streams.
+    """
+    names = ", ".join(found.columns)
     # Every column takes part in the choice among duplicates, so that the input's order does not.
-    order = ", ".join(f"{name} NULLS LAST" for name in columns)
-    first = f"SELECT * FROM ({kept}) QUALIFY row_number() OVER (PARTITION BY url ORDER BY {order}) = 1"
-    shuffled = f"SELECT row_number() OVER (ORDER BY md5('{seed}:' || url)) - 1 AS row, * FROM ({first}) ORDER BY row"
+    order = ", ".join(f"{name} NULLS LAST" for name in found.columns)
+    keyed = f"SELECT unhex(md5('{seed}:' || url)) AS key, {names} FROM ({_wanted(found)})"
+    marked = (
+        f"SELECT *, lag(url) OVER () IS DISTINCT FROM url AS first FROM (SELECT * FROM ({keyed}) ORDER BY key, {order})"
+    )
+    unique = f"SELECT row_number() OVER () - 1 AS row, {names} FROM ({marked}) WHERE first"
     with replacing(output) as temporary:
         path = str(temporary).replace("'", "''")
-        base.execute(f"COPY ({shuffled}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})")
+        copied = run(
+            base, f"COPY ({unique}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})", "writing the selection"
+        )
+    return int(copied[0][0])
+
+
+def _wanted(found: _Input) -> str:
+    """A query for the rows that pass all rules."""
+    bounds = [rule.bound for rule in found.active if rule.bound is not None]
+    passed = " AND ".join(rule.sql for rule in found.active)
+    return f"SELECT * FROM ({metadata.view(found.sources, found.columns, bounds)}) WHERE {passed}"
 
 
 def _nothing_left(outcome: Selection, active: tuple[Rule, ...], files: tuple[Path, ...]) -> str:
@@ -214,20 +251,8 @@ def _nothing_left(outcome: Selection, active: tuple[Rule, ...], files: tuple[Pat
     return f"no row of {outcome.rows} is left after the rule '{last.rule}': {mend}"
 
 
-def _all(active: tuple[Rule, ...]) -> str:
-    return " AND ".join(rule.sql for rule in active)
-
-
-def _set(base: duckdb.DuckDBPyConnection, name: str, value: str) -> None:
-    escaped = value.replace("'", "''")
-    base.execute(f"SET {name} = '{escaped}'")
-
-
-def _one(base: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] | None = base.execute(query).fetchone()
-    assert row is not None
-    return row
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _mend(error: duckdb.Error) -> str:
+    said = first_line(error)
+    if "not valid UTF8" in said:  # duckdb stops at the first; of a binary column we can leave such rows out
+        return f"{said} Write that column as binary: rows that are no UTF-8 are then counted and left out"
+    return said

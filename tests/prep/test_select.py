@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bigdiff.config.errors import UsageError
+from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.prep import Download, Pack, Prep, Select
 from bigdiff.prep.select import Selection, inputs, select
 
@@ -128,3 +128,125 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         inputs(tmp_path)
     with pytest.raises(UsageError, match="does not exist"):
         inputs(tmp_path / "nowhere")
+
+
+def test_the_outcome_does_not_hang_on_the_memory(tmp_path: Path) -> None:
+    urls = [f"http://example.com/{number}" for number in range(3000)]
+    metadata(tmp_path / "meta", URL=urls, TEXT=urls)
+    for output, limit in (("free", None), ("bounded", 0.05)):
+        run(tmp_path / "meta", tmp_path / output, memory_gb=limit)
+    assert (tmp_path / "free").read_bytes() == (tmp_path / "bounded").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"meta", "free", "bounded"}
+
+
+def test_counts_agree_with_the_rows_one_by_one(tmp_path: Path) -> None:
+    """Sets of failed rules, counted once, give the same as asking each rule of each row."""
+    number = range(400)
+    rows = {
+        "URL": [f"http{'s' * (each % 2)}://{'10.0.0.1' if each % 7 == 0 else 'example.com'}/{each}" for each in number],
+        "TEXT": ["" if each % 11 == 0 else "a" for each in number],
+        "WIDTH": [each * 3 % 800 for each in number],
+        "HEIGHT": [each * 5 % 800 for each in number],
+        "punsafe": [None if each % 13 == 0 else each % 10 / 10 for each in number],
+    }
+    metadata(tmp_path, **rows)
+    made = run(
+        tmp_path, tmp_path / "selected.parquet", min_width=100, min_height=200, max_aspect=2.0, punsafe_below=0.5
+    )
+    asked = {
+        "url present": [True for _ in number],
+        "url is http or https": [True for _ in number],
+        "url is public": [each % 7 != 0 for each in number],
+        "caption present": [each % 11 != 0 for each in number],
+        "width >= 100": [width >= 100 for width in rows["WIDTH"]],
+        "height >= 200": [height >= 200 for height in rows["HEIGHT"]],
+        "aspect <= 2": [
+            min(each) > 0 and max(each) / min(each) <= 2 for each in zip(rows["WIDTH"], rows["HEIGHT"], strict=True)
+        ],
+        "punsafe < 0.5": [score is not None and score < 0.5 for score in rows["punsafe"]],
+    }
+    per_row = list(zip(*asked.values(), strict=True))
+    for place, (rule, passed) in enumerate(asked.items()):
+        left_over = sum(all(each[: place + 1]) for each in per_row)
+        only = sum(not each[place] and all(each[:place] + each[place + 1 :]) for each in per_row)
+        assert left(made)[rule] == (left_over, only), (rule, passed)
+    kept = {rows["URL"][each] for each in number if all(per_row[each])}
+    assert {*pq.read_table(tmp_path / "selected.parquet")["url"].to_pylist()} == kept
+    assert made.kept == run(tmp_path, None, min_width=100, min_height=200, max_aspect=2.0, punsafe_below=0.5).kept
+
+
+def wide(count: int, exchanged: bool) -> dict[str, list[Any]]:
+    """Pictures of 800 x 600 whose URLs say so."""
+    sizes = {"WIDTH": [800] * count, "HEIGHT": [600] * count}
+    if exchanged:
+        sizes = {"WIDTH": sizes["HEIGHT"], "HEIGHT": sizes["WIDTH"]}
+    return {"URL": [f"http://example.com/{each}-800x600.jpg" for each in range(count)], "TEXT": ["a"] * count, **sizes}
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_exchanged_sizes_are_noticed_by_the_urls(tmp_path: Path, exchanged: bool) -> None:
+    metadata(tmp_path / "meta", **wide(50, exchanged))
+    made = run(tmp_path / "meta", tmp_path / "selected.parquet", min_width=700)
+    assert made.kept == 50
+    assert pq.read_table(tmp_path / "selected.parquet")["width"].to_pylist() == [800] * 50
+    assert any(("read exchanged" in note) is exchanged for note in made.notes)
+    other = "always" if not exchanged else "never"
+    with pytest.raises(UsageError, match="'width >= 700'"):
+        run(tmp_path / "meta", None, min_width=700, swapped_sizes=other)
+
+
+def test_releases_that_disagree_about_width_are_refused(tmp_path: Path) -> None:
+    metadata(tmp_path, "a.parquet", **wide(50, True))
+    metadata(tmp_path, "b.parquet", **wide(40, False))
+    with pytest.raises(UsageError, match=r"40 as they are named, 50 exchanged"):
+        run(tmp_path, None, min_width=700)
+    assert (
+        run(tmp_path, None, min_width=600, min_height=600).kept == 50
+    )  # of two releases with one URL, nothing to decide
+
+
+def test_urls_and_captions_that_are_odd_are_counted_not_stumbled_over(tmp_path: Path) -> None:
+    good = [
+        "HTTP://EXAMPLE.COM/A.JPG",
+        "http://example.com/a b.jpg",
+        "http://example.com/\u00e4\u4e2d.jpg",
+        "https://m\u00fcller.example/a.jpg",
+        "http://example.com/" + "a" * 100_000,
+        "http://example.com/nul",
+        "http://example.com/long",
+    ]
+    bad = [
+        "file:///etc/passwd",
+        "data:image/png;base64,AAAA",
+        "ftp://example.com/a",
+        "//example.com/a",
+        "",
+        "   ",
+        None,
+    ]
+    captions = ["a", "b", "c", "d", "e", "nul\0inside", "word " * 20_000, *["x"] * len(bad)]
+    metadata(tmp_path / "meta", URL=[*good, *bad], TEXT=captions)
+    made = run(tmp_path / "meta", tmp_path / "selected.parquet")
+    assert left(made)["url present"] == (len(good) + 4, 0)  # an empty URL fails the next rule, too
+    assert left(made)["url is http or https"] == (len(good), 4)
+    table = pq.read_table(tmp_path / "selected.parquet")
+    assert {*table["url"].to_pylist()} == {*good}
+    assert {*table["caption"].to_pylist()} == {*captions[: len(good)]}
+
+
+@pytest.mark.parametrize("column", ["URL", "TEXT"])
+def test_bytes_that_are_no_text(tmp_path: Path, column: str) -> None:
+    broken = pa.array([b"http://example.com/a\xff", b"http://example.com/b"], pa.binary())
+    other = {"URL": ["http://example.com/1", "http://example.com/2"], "TEXT": ["a", "b"]}
+    metadata(tmp_path / "binary", **{**other, column: broken})
+    assert run(tmp_path / "binary", None).kept == 1  # the other is counted as absent
+    metadata(tmp_path / "string", **{**other, column: broken.view(pa.string())})
+    with pytest.raises(UsageError, match=r"a\.parquet.*is not valid UTF8.*Write that column as binary"):
+        run(tmp_path / "string", None)
+
+
+def test_a_full_disk_or_too_little_memory_is_no_fault_of_the_metadata(tmp_path: Path) -> None:
+    metadata(tmp_path / "meta", URL=["http://example.com/a"], TEXT=["a"])
+    with pytest.raises(RunError, match=r"select\.memory_gb"):
+        run(tmp_path / "meta", tmp_path / "selected.parquet", memory_gb=0.001)
+    assert [path.name for path in tmp_path.iterdir()] == ["meta"]

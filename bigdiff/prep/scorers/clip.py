@@ -1,0 +1,181 @@
+"""CLIP by open_clip: embeddings of pictures and captions, of unit norm, and the proof that they are the right ones.
+
+OpenAI's weights were trained with QuickGELU, x * sigmoid(1.702 x). With GELU in its place the embeddings are close
+enough to pass for right and the aesthetic scores come out about 0.6 lower (LAION's notebook picture: 4.44, not 5.05).
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import numpy as np
+import open_clip
+import torch
+from httpx import HTTPError
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+
+from bigdiff.config.errors import UsageError
+from bigdiff.config.scoring import OWN_CONFIG
+from bigdiff.models.components import weights_sha256
+from bigdiff.prep.scorers import golden, weights
+from bigdiff.prep.scorers.device import exact
+from bigdiff.prep.scorers.scorer import Floats, refused
+
+VERSION: Final = 1  # of what is done to a picture and a caption before and after the network
+TOLERANCE: Final = 1e-4
+_COLOURS: Final = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+_IN_FILES: Final = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's state, no weights
+_FAILURES: Final = (RuntimeError, OSError, ValueError, KeyError, TypeError, UnpicklingError, HTTPError)
+
+
+class Clip:
+    """A frozen CLIP with its own preprocessing and tokenizer."""
+
+    def __init__(self, network: nn.Module, source: str, *, for_heads: bool, device: torch.device) -> None:
+        """`network` is open_clip's; `for_heads`: LAION's predictors read its embeddings, so it must be OpenAI's L/14.
+
+        `source` is what open_clip finds its tokenizer by.
+        """
+        self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
+        self.transform = image_transform_v2(self.preprocessing, is_train=False)
+        self.tokenizer = open_clip.get_tokenizer(source)
+        self.network: Any = network.requires_grad_(False).eval()  # open_clip is untyped
+        self._for_heads, self._quick = for_heads, for_heads or source.endswith("-quickgelu")
+        self.fingerprint = self._describe()
+        self._device = device
+        network.to(device)
+
+    def image_features(self, pictures: Sequence[Image.Image]) -> Floats:
+        """Embeddings [B, D] of RGB pictures."""
+        with exact():
+            return _array(self.network.encode_image(self.pixels(pictures).to(self._device), normalize=True))
+
+    def text_features(self, captions: Sequence[str]) -> Floats:
+        """Embeddings [B, D] of captions, cut to the model's context (77 tokens)."""
+        with exact():
+            return _array(self.network.encode_text(self.tokenizer(list(captions)).to(self._device), normalize=True))
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """What the network sees [B, 3, S, S]: shorter side to S (bicubic), centre square, channels normalised."""
+        return torch.stack([self.transform(picture) for picture in pictures])
+
+    def self_test(self) -> None:
+        """What any true CLIP gives, without knowing its weights.
+
+        Raises:
+            UsageError: when pixels, activation, norms or the choice between three captions are wrong.
+        """
+        self._test_pixels()
+        if self._quick and not self._uses_quick_gelu():
+            raise refused("clip", "its activation is not QuickGELU, which OpenAI's weights need")
+        pictures = [golden.disc(colour) for colour in _COLOURS.values()]
+        found = self.image_features(pictures)
+        captions = self.text_features([f"a {name} circle" for name in _COLOURS])
+        for kind, features in (("picture", found), ("caption", captions)):
+            norms = np.linalg.norm(features.astype(np.float64), axis=1)
+            if not np.all(np.abs(norms - 1) <= TOLERANCE):
+                raise refused("clip", f"{kind} embeddings have norms {norms.round(3).tolist()} in place of 1")
+        if self._for_heads and found.shape[1] != golden.WIDTH:
+            raise refused("clip", f"embeddings are {found.shape[1]} wide, those of CLIP L/14 are {golden.WIDTH}")
+        if not np.allclose(self.image_features(pictures[1:2]), found[1:2], atol=TOLERANCE):
+            raise refused("clip", "a picture's embedding depends on what else is in the batch")
+        chosen = [list(_COLOURS)[place] for place in (found @ captions.T).argmax(axis=1)]
+        if chosen != list(_COLOURS):
+            raise refused("clip", f"red, green and blue discs are taken for {', '.join(chosen)} circles")
+
+    def _describe(self) -> str:
+        """Weights, activation, and what is done to a picture: not where they came from."""
+        activation = "quickgelu" if self._uses_quick_gelu() else "gelu"
+        values = json.dumps(asdict(self.preprocessing), sort_keys=True)
+        return f"clip {VERSION}, weights {weights_sha256(self.network)}, {activation}, pixels {values}"
+
+    def _uses_quick_gelu(self) -> bool:
+        found = [module for name, module in self.network.named_modules() if name.endswith("mlp.gelu")]
+        values = torch.linspace(-3, 3, 13)
+        quick = values * torch.sigmoid(1.702 * values)
+        return bool(found) and all(torch.allclose(module(values), quick, atol=TOLERANCE) for module in found)
+
+    def _test_pixels(self) -> None:
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        if self._for_heads and (tuple(mean), tuple(std)) != (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD):
+            raise refused("clip", "pictures are not normalised by the mean and deviation of OpenAI's CLIP")
+        side = self.network.visual.image_size
+        seen = self.pixels([golden.wings(side[0] if isinstance(side, tuple) else side)])[0]
+        red = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor(mean)) / torch.tensor(std)
+        if not torch.allclose(seen, red[:, None, None].expand_as(seen), atol=TOLERANCE):
+            raise refused("clip", "the centre of a picture is not cut out, or its channels are not red, green, blue")
+
+
+def load_clip(source: str, model: str, *, for_heads: bool, device: torch.device) -> Clip:
+    """The CLIP of `score.clip` and `score.clip_model` (bigdiff.config.scoring).
+
+    Raises:
+        UsageError: when it is not there, or its weights do not fit.
+    """
+    if source.startswith(OWN_CONFIG):
+        return Clip(_created(source, None, source), source, for_heads=for_heads, device=device)
+    if model not in open_clip.list_models():
+        raise UsageError(f"score.clip_model={model} is not one of open_clip's models, such as ViT-L-14-quickgelu")
+    if Path(source).expanduser().is_file():
+        network = _created(model, None, source)
+        state = {name: value for name, value in weights.read(source, "clip").items() if name not in _IN_FILES}
+        weights.fit(network, state, "clip", source)
+    else:
+        _check_tag(source, model)
+        network = _created(model, source, source)
+    return Clip(network, model, for_heads=for_heads, device=device)
+
+
+def _check_tag(tag: str, model: str) -> None:
+    known: dict[str, Any] | None = get_pretrained_cfg(model, tag)
+    if not known:
+        tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+        raise UsageError(f"score.clip={tag}: there is no such file, and {model} has no weights of that name: {tags}")
+    quick = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    if bool(known.get("quick_gelu", False)) != quick:
+        other = model.removesuffix("-quickgelu") if quick else f"{model}-quickgelu"
+        raise UsageError(
+            f"score.clip={tag} was trained with another activation than {model} has: set score.clip_model={other}"
+        )
+
+
+def _created(model: str, tag: str | None, source: str) -> nn.Module:
+    """A CLIP on the CPU in float32, with weights unless `source` is a file whose tensors are put in afterwards."""
+    own = model.startswith(OWN_CONFIG)
+    try:
+        with _quiet():
+            network: nn.Module = open_clip.create_model(
+                model, pretrained=tag, precision="fp32", require_pretrained=own or tag is not None, weights_only=True
+            )
+    except _FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"score.clip={source} cannot be loaded ({reason}): download the weights where there is network access "
+            f"and name their file"
+        ) from error
+    return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's own lines, which say of a model whose weights come next that it has none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _array(features: Tensor) -> Floats:
+    array: Floats = features.float().cpu().numpy()
+    return array

@@ -1,0 +1,71 @@
+"""Samples per second of CPU time: the scorers without a network, one thread.
+
+`make bench` runs it; the figures go to tests/bench/results/ with the date. Medians of five rounds in one process.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from bigdiff.prep.scorers.captions import Language
+from bigdiff.prep.scorers.pictures import Flatness, Sharpness
+from bigdiff.prep.scorers.scorer import Batch
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS, SIDE, PICTURES = 5, 512, 32
+CAPTIONS = (
+    "Vintage leather chair in the living room",
+    "Das alte Schloss am Fluss im Herbst",
+    "Coucher de soleil sur la mer, photographie en noir et blanc",
+    "Red shoes",
+)
+
+
+def picture(seed: int) -> Image.Image:
+    """Soft colours with some grain."""
+    random = np.random.default_rng(seed)
+    soft = cv2.resize(random.integers(0, 256, (16, 16, 3), np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    grain = random.normal(0, 4, soft.shape)
+    return Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8))
+
+
+def rate(score: Callable[[Batch], object], batch: Batch, repeats: int) -> float:
+    score(batch)
+    found = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for _ in range(repeats):
+            score(batch)
+        found.append(repeats * len(batch) / (time.process_time() - began))
+    return statistics.median(found)
+
+
+@pytest.mark.bench
+def test_samples_per_second() -> None:
+    cv2.setNumThreads(1)
+    batch = Batch([picture(seed) for seed in range(PICTURES)], [CAPTIONS[row % 4] for row in range(PICTURES)])
+    began = time.process_time()
+    language = Language()
+    seconds = time.process_time() - began
+    today = datetime.now(UTC).date().isoformat()
+    lines = [
+        f"samples per second of CPU time, medians of {ROUNDS} rounds, {today}",
+        f"Python {platform.python_version()}, {platform.machine()}, one thread; py3langid {version('py3langid')}, "
+        f"numpy {np.__version__}, opencv {cv2.__version__}",
+        f"\npictures of {SIDE} px",
+        f"sharpness        {rate(Sharpness().score, batch, 4):12,.0f}",
+        f"flatness         {rate(Flatness().score, batch, 4):12,.0f}",
+        f"\ncaptions of {sum(map(len, CAPTIONS)) / 4:.0f} characters on average; the model loads in {seconds:.2f} s",
+        f"language         {rate(language.score, batch, 200):12,.0f}",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{today}-scorers.txt").write_text("\n".join(lines) + "\n")
