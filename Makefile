@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 # Debian packages that tests need; installed by `make test` when it runs as root and they are missing
-TEST_PACKAGES :=
+TEST_PACKAGES := slurm-wlm
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Where DeepSpeed's compiled operations live. bigdiff.cluster.submit gives the same folder to local jobs.

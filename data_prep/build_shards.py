@@ -23,6 +23,11 @@ def main() -> None:
     parser.add_argument("--input", required=True, type=Path, help="a parquet file with URLs and captions, or a folder")
     parser.add_argument("--output", required=True, help="the folder of the set")
     parser.add_argument(
+        "--executor", choices=("local", "slurm"), default="local", help="where it runs (default: local)"
+    )
+    parser.add_argument("--cluster", help="with slurm: a file under configs/cluster, by name or path")
+    parser.add_argument("--machines", type=int, help="with slurm: parts of each phase's array (default: its nodes)")
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the settings and what the rules keep; write nothing"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as pack.resolution=256")
@@ -31,6 +36,7 @@ def main() -> None:
         raise UsageError(f"--output {given.output} is a URL: name a local folder and copy the finished set from there")
     prep = load_prep(given.config, given.overrides)
 
+    from bigdiff.cluster.array import spread
     from bigdiff.prep.pipeline import build  # duckdb, pyarrow, Pillow: a second
     from bigdiff.prep.select import inputs, select
 
@@ -41,9 +47,10 @@ def main() -> None:
         for count in selection.counts:
             table.add_row(count.rule, f"{count.left:,}", f"{count.only:,}")
         print(dump(prep))
-        Console().print(table)
+        Console(markup=False).print(table, *selection.notes, sep="\n")
         return
-    made = build(prep, given.input, Path(given.output), Console(stderr=True).print)
+    with spread(given.executor, given.cluster, given.machines, prep.pack.processes, Path(given.output)) as workers:
+        made = build(prep, given.input, Path(given.output), workers, Console(stderr=True).print)
     state = "was finished already" if made.was_finished else "is finished"
     print(f"{given.output} {state}: {made.manifest.samples:,} samples in {len(made.manifest.shards)} shards")
     print(f"report: {made.report}")

@@ -120,7 +120,6 @@ def data_rules(stage: Stage) -> Rules:
             data.crop != "center" and not on_images(data),
             f"data.crop={data.crop} has no effect on latents: they are made of the centre",
         ),
-        (data.flip != 0 and not on_images(data), "data.flip has no effect on latents: they are made of the picture"),
         (not 0 <= data.flip <= 1, f"data.flip={data.flip} must lie in [0, 1]"),
         (
             stage.batch.total % max(data.canonical_nodes, 1) != 0,

@@ -5,8 +5,7 @@ are not applied, as in the sets that Stable Diffusion was trained on.
 
 JPEGs are decoded whole by libjpeg-turbo (simplejpeg), to the same values as Pillow's; Pillow reads the rest. Decoding
 at a fraction of the size would make a 1,500 px photo 512 px 1.6 times as fast, but gives other pixels: up to 95 levels
-apart at edges, half a pixel aside where the size is odd. Figures: tests/bench/results/. No torch here: preparation's
-processes start without it.
+apart at edges, half a pixel aside where the size is odd. Figures: tests/bench/results/.
 """
 
 import io
@@ -48,14 +47,14 @@ class Undecodable(Exception):
         self.cause = cause
 
 
-def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Pixels:
     """The whole picture, upright: uint8 [height, width, 3].
 
     Raises:
-        Undecodable: when it is no JPEG, PNG or WebP picture, damaged, cut short, or larger than `max_pixels`.
+        Undecodable: when it is in none of `formats`, damaged, cut short, or larger than `max_pixels`.
     """
     pixels = _jpeg(content, max_pixels)
-    return np.array(load(content, FORMATS, max_pixels)) if pixels is None else pixels
+    return np.array(load(content, formats, max_pixels)) if pixels is None else pixels
 
 
 def load(content: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:

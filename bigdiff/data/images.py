@@ -29,7 +29,7 @@ from bigdiff.data.stream import Bad
 from bigdiff.runtime.seeding import bits
 
 KEY, CAPTION = "key", "caption"
-_BUCKET: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}", re.ASCII)
+BUCKET: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}", re.ASCII)  # "WIDTHxHEIGHT"
 MAX_BYTES: Final = 1 << 28  # of a picture's file
 
 
@@ -67,6 +67,11 @@ class Framing:
             )
             for across, down, mirror in bits(self.seed, "framing", positions, 3).tolist()
         ]
+
+
+def mirrored(seed: int, positions: torch.Tensor, flip: float) -> torch.Tensor:
+    """Whether the samples at int64 `positions` are mirrored, bool [B]: for pictures and latents by the same numbers."""
+    return bits(seed, "framing", positions, 3)[:, 2] < flip * 2**32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +161,7 @@ class ImageReader(Sources[ImageSet]):
                 f"resolution={framing.resolution}, but the shards of {', '.join(one.location for one in sets)} have "
                 f"{'no bucket: give a resolution' if '' in self.buckets else 'buckets: leave the resolution out'}"
             )
-        strange = [bucket for bucket in self.buckets if bucket and not _BUCKET.fullmatch(bucket)]
+        strange = [bucket for bucket in self.buckets if bucket and not BUCKET.fullmatch(bucket)]
         if strange:
             where = ", ".join(one.location for one in sets)
             raise UsageError(f"bucket {strange[0]!r} of {where} is no size such as '640x448': rebuild the set")

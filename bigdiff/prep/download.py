@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -19,48 +20,76 @@ from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Download
 from bigdiff.prep.layout import DONE, PASSES, ROWS, Layout
 from bigdiff.runtime.files import replacing, write_json
+from bigdiff.runtime.workers import Spread
 
-MARK: Final = "BIGDIFF_DOWNLOAD"  # environment variable of every process of a job: its work folder
+MARK: Final = "BIGDIFF_DOWNLOAD"  # environment variable of every process that downloads: its part's folder
 _LOG: Final = "log.txt"
 _LOOK: Final = 0.1  # seconds between two looks at the process
 
 
-def download(layout: Layout, limits: Download) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One part, to be fetched on another machine."""
+
+    part: Path
+    limits: Download
+
+
+def download(layout: Layout, limits: Download, spread: Spread) -> None:
     """Fetch every row of the selection that has not been fetched, part by part.
 
     Raises:
         RunError: when a part fails or takes longer than its deadline.
     """
-    end_leftovers(layout.work)
     parts = _write_parts(layout, limits)
+    if spread.machines > 1:
+        tasks = [Task(part=part, limits=limits) for part in parts if not (part / DONE).exists()]
+        deque(spread.each(fetch, tasks, "downloading"), maxlen=0)
+        return
+    end_leftovers(layout.work)
     with tqdm(total=pq.read_metadata(layout.selected).num_rows, desc="downloading", unit="row") as bar:
         for part in parts:
             if not (part / DONE).exists():
-                _run(part, layout.work, limits, bar)
+                _run(part, limits, bar)
             bar.update(_end(part, limits, bar.total) - bar.n)
 
 
-def end_leftovers(work: Path) -> None:
-    """End the processes that a killed job on `work` has left running: two writers on one file would damage it.
+def fetch(task: Task) -> None:
+    """Fetch one part, unless that is done.
 
-    They are known by an environment variable with the folder's path, so nobody else's process can be meant.
+    Raises:
+        RunError: when it fails or takes longer than its deadline.
     """
-    while found := _marked(work):
+    if (task.part / DONE).exists():
+        return
+    end_leftovers(task.part)
+    rows = pq.read_metadata(task.part / PASSES[0] / ROWS).num_rows
+    with tqdm(total=_begin(task.part, task.limits) + rows, desc=f"downloading {task.part.name}", unit="row") as bar:
+        _run(task.part, task.limits, bar)
+
+
+def end_leftovers(folder: Path) -> None:
+    """End the processes of this machine that a killed job has left fetching parts in or below `folder`.
+
+    Two writers on one file would damage it. They are known by an environment variable with the part's path, so nobody
+    else's process can be meant.
+    """
+    while found := _marked(folder):
         for process in found:
             with suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(process, signal.SIGKILL)
         time.sleep(_LOOK)
 
 
-def _marked(work: Path) -> list[int]:
-    wanted = f"{MARK}={work.resolve()}".encode()
+def _marked(folder: Path) -> list[int]:
+    wanted = f"{MARK}={folder.resolve()}/".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes()
         except OSError:  # ended meanwhile, or another user's
             continue
-        if wanted in environment.split(b"\0"):
+        if any((variable + b"/").startswith(wanted) for variable in environment.split(b"\0")):
             found.append(int(entry.name))
     return found
 
@@ -80,12 +109,12 @@ def _write_parts(layout: Layout, limits: Download) -> list[Path]:
     return folders
 
 
-def _run(part: Path, work: Path, limits: Download, bar: "tqdm[None]") -> None:
+def _run(part: Path, limits: Download, bar: "tqdm[None]") -> None:
     """One part's process, from start to end; nothing of it survives this call."""
     arguments = part / "arguments.json"
     write_json(arguments, {"folder": str(part.resolve()), "parent": os.getpid(), "limits": asdict(limits)})
     end = time.monotonic() + limits.part_deadline_seconds
-    with (part / _LOG).open("ab") as log, _group(arguments, work, log) as process:
+    with (part / _LOG).open("ab") as log, _group(arguments, part, log) as process:
         while (code := process.poll()) is None:
             if time.monotonic() > end:
                 raise RunError(
@@ -111,12 +140,12 @@ def _end(part: Path, limits: Download, rows: int) -> int:
 
 
 @contextmanager
-def _group(arguments: Path, work: Path, log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
+def _group(arguments: Path, part: Path, log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
     """The download process in a group of its own, all of which is killed on the way out, Ctrl-C included."""
     proxyless = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     environment = {
         **os.environ,
-        MARK: str(work.resolve()),
+        MARK: str(part.resolve()),
         "NO_ALBUMENTATIONS_UPDATE": "1",  # it would call out when it is imported
         "WANDB_MODE": "disabled",
         "OMP_NUM_THREADS": "1",

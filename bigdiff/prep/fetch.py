@@ -20,6 +20,7 @@ from functools import cache, partial
 from typing import Any, Final
 
 from bigdiff.config.prep import Download
+from bigdiff.prep.politeness import turns
 
 _CHUNK: Final = 1 << 16  # bytes
 _RETRYABLE_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -76,7 +77,9 @@ def fetch(url: str, limits: Download) -> bytes:
     deadline = time.monotonic() + limits.deadline_seconds
     for _ in range(limits.max_redirects + 1):
         try:
-            answer = _get(url, limits, deadline)
+            with turns(limits.per_host).at(urllib.parse.urlsplit(url).hostname or "") as waited:
+                deadline += waited
+                answer = _get(url, limits, deadline)
         except TimeoutError as error:
             raise FetchError(TOO_LONG if time.monotonic() >= deadline else TIMED_OUT) from error
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -61,8 +61,28 @@ class Layout:
         return self.work / "rejected"
 
     @property
+    def scores(self) -> Path:
+        """One parquet a unit: what the scorers of this job gave its samples, in the order of `samples`."""
+        return self.work / "scores"
+
+    @property
+    def embeddings(self) -> Path:
+        """One .npy a unit: CLIP's embeddings of its pictures, fp16, in the order of `samples`."""
+        return self.work / "embeddings"
+
+    @property
+    def dropped(self) -> Path:
+        """The samples that the plan leaves out, and why; written before `plan`."""
+        return self.work / "dropped.parquet"
+
+    @property
+    def decided(self) -> Path:
+        """What each rule of the plan did; written before `plan`."""
+        return self.work / "decided.json"
+
+    @property
     def plan(self) -> Path:
-        """Which sample goes into which shard, duplicates left out."""
+        """Which sample goes into which shard."""
         return self.work / "plan.parquet"
 
     @property

@@ -1,8 +1,7 @@
-"""Samples to shards: duplicates left out, spread evenly, the same bytes each time, a parquet beside each tar."""
+"""Planned samples to shards: the same bytes each time, a parquet beside each tar."""
 
 import io
 import json
-import math
 import os
 import tarfile
 from collections.abc import Iterator
@@ -11,20 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdiff.config.errors import RunError
-from bigdiff.config.prep import Pack
 from bigdiff.data.index import columns, scan
 from bigdiff.data.manifest import Shard
 from bigdiff.prep.layout import Layout
+from bigdiff.prep.plan import CLUSTER_SIZE
 from bigdiff.runtime.files import replacing, sha256, write_json
 
-DUPLICATE: Final = "same picture as another row's"
 _MODE: Final = 0o644
-_ROW_GROUP: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,50 +29,7 @@ class Task:
     output: Path
     number: int
     format: str  # of the picture: the member's extension
-
-
-def plan(layout: Layout, pack: Pack) -> int:
-    """Decide which sample goes into which shard; returns the number of shards.
-
-    Of samples with the same stored bytes the first in order stays. The samples keep their order and are spread so that
-    shards differ by one at most: a short last shard would weigh on a reader that shuffles shard by shard.
-
-    Raises:
-        RunError: when no sample is left.
-    """
-    if not layout.plan.exists():
-        with duckdb.connect() as base, replacing(layout.plan) as temporary:
-            base.execute(f"SET temp_directory = '{_quoted(layout.work / 'duckdb')}'")
-            base.execute(
-                "CREATE VIEW samples AS SELECT row, sha256, parse_filename(filename, true) AS unit FROM "
-                f"read_parquet('{_quoted(layout.samples)}/*.parquet', filename = true)"
-            )
-            ranked = "SELECT row, unit, row_number() OVER (PARTITION BY sha256 ORDER BY row) AS copy FROM samples"
-            total = _one(base, f"SELECT count(*) FROM ({ranked}) WHERE copy = 1")
-            shards = math.ceil(total / pack.samples_per_shard)
-            placed = f"(row_number() OVER (ORDER BY row) - 1) * {shards} // {max(total, 1)} AS shard"
-            base.execute(
-                f"COPY (SELECT row, unit, {placed} FROM ({ranked}) WHERE copy = 1 ORDER BY row) "
-                f"TO '{_quoted(temporary)}' (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})"
-            )
-    rows = pq.read_metadata(layout.plan).num_rows
-    if not rows:
-        raise RunError(
-            f"no picture of the selection could be stored: {layout.rejected} and the log of each part say why"
-        )
-    return math.ceil(int(rows) / pack.samples_per_shard)
-
-
-def duplicates(layout: Layout) -> list[dict[str, Any]]:
-    """The samples that the plan leaves out, in order: row, url, unit, offset, length."""
-    with duckdb.connect() as base:
-        found = base.execute(
-            'SELECT row, url, parse_filename(filename, true) AS unit, "offset", length FROM '
-            f"read_parquet('{_quoted(layout.samples)}/*.parquet', filename = true) "
-            f"WHERE row NOT IN (SELECT row FROM read_parquet('{_quoted(layout.plan)}')) ORDER BY row"
-        )
-        names = [each[0] for each in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    bucket: str = ""  # "WIDTHxHEIGHT" of all its pictures; "" where the set has one shape
 
 
 def write_shard(task: Task) -> Shard:
@@ -98,21 +50,44 @@ def write_shard(task: Task) -> Shard:
     index = task.output / f"{name}.parquet"
     with replacing(index) as temporary:
         pq.write_table(kept, temporary)
-    shard = Shard(name=name, samples=len(kept), bytes=found.bytes, sha256=found.sha256, index_sha256=sha256(index))
+    shard = Shard(
+        name=name,
+        samples=len(kept),
+        bytes=found.bytes,
+        sha256=found.sha256,
+        index_sha256=sha256(index),
+        bucket=task.bucket,
+    )
     write_json(marker, asdict(shard))
     return shard
 
 
 def _samples(layout: Layout, shard: int) -> pa.Table:
-    """The samples of a shard in order, with the unit that holds their bytes."""
-    placed = pq.read_table(layout.plan, columns=["row", "unit"], filters=[("shard", "=", shard)])
+    """The samples of a shard in order, with the unit that holds their bytes and how many samples each stands for."""
+    placed = pq.read_table(layout.plan, columns=["row", "unit", CLUSTER_SIZE], filters=[("shard", "=", shard)])
     tables = []
     for unit in sorted(set(placed["unit"].to_pylist())):
         rows = placed.filter(pa.compute.equal(placed["unit"], unit))["row"]
-        table = pq.read_table(layout.samples / f"{unit}.parquet")
+        table = _scored(layout, unit)
         table = table.filter(pa.compute.is_in(table["row"], value_set=rows.combine_chunks()))
         tables.append(table.append_column("unit", pa.array([unit] * len(table), pa.string())))
-    return pa.concat_tables(tables).sort_by("row").combine_chunks()
+    found = pa.concat_tables(tables).sort_by("row").combine_chunks()
+    assert found["row"].equals(placed["row"]), "the plan is in the order of the rows"
+    if CLUSTER_SIZE in found.column_names:  # of the set before, which the plan has counted in
+        found = found.drop_columns([CLUSTER_SIZE])
+    return found.append_column(CLUSTER_SIZE, placed[CLUSTER_SIZE])
+
+
+def _scored(layout: Layout, unit: str) -> pa.Table:
+    """The samples of a unit, with the scores that this job gave them before the place of their bytes."""
+    table = pq.read_table(layout.samples / f"{unit}.parquet")
+    file = layout.scores / f"{unit}.parquet"
+    if file.exists():
+        scores = pq.read_table(file)
+        assert scores["row"].equals(table["row"]), f"{file} does not belong to the samples of {unit}"
+        for name in scores.column_names[1:]:
+            table = table.append_column(name, scores[name])
+    return table
 
 
 def _write_tar(path: Path, layout: Layout, samples: pa.Table, extension: str) -> None:
@@ -137,13 +112,3 @@ def _write_tar(path: Path, layout: Layout, samples: pa.Table, extension: str) ->
 def _members(sample: dict[str, Any], picture: bytes, extension: str) -> Iterator[tuple[str, bytes]]:
     facts = json.dumps(sample, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     yield from sorted({extension: picture, "json": facts.encode(), "txt": sample["caption"].encode()}.items())
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _one(base: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = base.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])

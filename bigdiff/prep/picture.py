@@ -1,18 +1,24 @@
-"""A file's bytes to the stored square: decoded once, refused with a reason, the same bytes each time.
+"""A file's bytes to what is stored of it: decoded once, refused with a reason, the same bytes each time.
 
 Contract of the stored picture: 8-bit RGB; the orientation tag applied; 16-bit samples scaled, not clipped; white below
-what is transparent; the centre square, resized with Pillow's bicubic filter (antialiased). Colour profiles are not
-applied, as in the sets that Stable Diffusion was trained on.
+what is transparent; the centre square, or the centre in the bucket of the nearest aspect, resized as for latents and
+training (bigdiff.data.pixels). Colour profiles are not applied, as in the sets that Stable Diffusion was trained on.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 from PIL import Image
 
 from bigdiff.config.prep import DEFAULT_JPEG_QUALITY, Pack
-from bigdiff.data.decoding import TOO_LARGE, Undecodable, load
+from bigdiff.data.decoding import TOO_LARGE, Undecodable
+from bigdiff.data.decoding import decode as pixels_of
+from bigdiff.data.pixels import Frame, framed
+from bigdiff.prep.buckets import Shape, nearest, shapes
+from bigdiff.prep.phash import phash
 
 # Pillow's other readers are older, less used on the web, or start other programs (EPS).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -32,8 +38,11 @@ class Stored:
     """A picture as it is stored."""
 
     content: bytes
+    width: int
+    height: int
     original_width: int  # of the file, after its orientation was applied
     original_height: int
+    phash: int  # of the stored pixels, before they were encoded
 
 
 def store(content: bytes, pack: Pack) -> Stored:
@@ -46,7 +55,15 @@ def store(content: bytes, pack: Pack) -> Stored:
     width, height = picture.size
     if pack.min_side is not None and min(width, height) < pack.min_side:
         raise Rejected("smaller than pack.min_side", picture)
-    return Stored(content=encode(square(picture, pack.resolution), pack), original_width=width, original_height=height)
+    stored = fitted(picture, shapes(pack))
+    return Stored(
+        content=encode(stored, pack),
+        width=stored.width,
+        height=stored.height,
+        original_width=width,
+        original_height=height,
+        phash=phash(stored),
+    )
 
 
 def decode(content: bytes, max_pixels: int) -> Image.Image:
@@ -56,22 +73,22 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
         Rejected: as in `store`.
     """
     try:
-        return load(content, FORMATS, max_pixels)
+        return Image.fromarray(pixels_of(content, max_pixels, FORMATS))
     except Undecodable as error:
         raise Rejected("more than pack.max_pixels" if error.cause == TOO_LARGE else error.cause) from error
 
 
-def square(picture: Image.Image, resolution: int) -> Image.Image:
-    """The centre square of `picture`, `resolution` pixels a side.
+def fitted(picture: Image.Image, allowed: Sequence[Shape]) -> Image.Image:
+    """The centre of an RGB picture, in the one of the `allowed` shapes whose aspect is nearest to its own.
 
-    The filter reaches beyond the square's edge, so this equals resizing the whole picture and cropping it.
+    Raises:
+        Rejected: when a long and narrow picture would have to be enlarged beyond reason.
     """
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == resolution:
-        return picture.crop(box)
-    return picture.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+    width, height = nearest(allowed, *picture.size)
+    try:
+        return Image.fromarray(framed(np.array(picture), Frame(width=width, height=height)))
+    except Undecodable as error:
+        raise Rejected(error.cause, picture) from error
 
 
 def encode(picture: Image.Image, pack: Pack) -> bytes:

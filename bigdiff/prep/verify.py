@@ -22,7 +22,7 @@ from bigdiff.data import index
 from bigdiff.prep.captions import clean
 from bigdiff.prep.fetch import is_retryable
 from bigdiff.prep.layout import PASSES, ROWS, Layout
-from bigdiff.prep.picture import Rejected, encode, square, store
+from bigdiff.prep.picture import Rejected, encode, fitted, store
 from bigdiff.runtime.files import replacing
 
 LOST: Final = "lost by the downloader"
@@ -122,7 +122,7 @@ def sample_schema(columns: list[str]) -> pa.Schema:
     known = {"row": pa.int64(), "key": pa.string(), "caption": pa.string(), "url": pa.string()}
     sizes = dict.fromkeys(("width", "height", "original_width", "original_height"), pa.int64())
     scores = {name: SCORE_TYPES[name] for name in columns if name in SCORE_TYPES}
-    place = {"sha256": pa.string(), "offset": pa.int64(), "length": pa.int64()}
+    place = {"sha256": pa.string(), "phash": pa.int64(), "offset": pa.int64(), "length": pa.int64()}
     return pa.schema({**known, **sizes, **scores, **place})
 
 
@@ -165,11 +165,12 @@ def _sample(row: dict[str, Any], content: bytes, pack: Pack) -> tuple[bytes, dic
         **row,
         "key": f"{row['row']:09d}",
         "caption": caption,
-        "width": pack.resolution,
-        "height": pack.resolution,
+        "width": stored.width,
+        "height": stored.height,
         "original_width": stored.original_width,
         "original_height": stored.original_height,
         "sha256": sha256(stored.content).hexdigest(),
+        "phash": stored.phash,
         "length": len(stored.content),
     }
 
@@ -180,7 +181,7 @@ def _thumbnail(picture: Image.Image | None) -> bytes | None:
 
 def thumbnail(picture: Image.Image) -> bytes:
     """A small JPEG for the report."""
-    return encode(square(picture, SHOWN_SIDE), Pack(jpeg_quality=SHOWN_QUALITY))
+    return encode(fitted(picture, [(SHOWN_SIDE, SHOWN_SIDE)]), Pack(jpeg_quality=SHOWN_QUALITY))
 
 
 def _write(final: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -12,7 +12,7 @@ class Kind:
 
     name: str
     count: int
-    step: str  # "kept", or where it is lost: "select", "download", "verify", "pack"
+    step: str  # "kept", or where it is lost: "select", "download", "verify", "duplicate"
     cause: str = ""  # as the report names it
 
 
@@ -53,7 +53,7 @@ FAULTY: Final = (
     Kind(name="empty", count=2, step="verify", cause="empty file"),
     Kind(name="tiny", count=10, step="verify", cause="smaller than pack.min_side"),  # and does not say so
     Kind(name="bomb", count=1, step="verify", cause="more than pack.max_pixels"),
-    Kind(name="duplicate_bytes", count=20, step="pack", cause="same picture as another row's"),
+    Kind(name="duplicate_bytes", count=20, step="duplicate", cause="same picture as another row's"),
 )
 
 

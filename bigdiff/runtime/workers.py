@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from typing import Final, TypeVar
+from contextlib import AbstractContextManager
+from multiprocessing import current_process, get_context
+from typing import Final, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -28,14 +29,29 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+class Spread(Protocol):
+    """Where tasks run: Workers on this machine, or bigdiff.cluster.array.Array on a cluster."""
+
+    @property
+    def machines(self) -> int:
+        """On which tasks run at the same time."""
+
+    def each(self, function: Callable[[Task], Outcome], tasks: Sequence[Task], title: str) -> Iterator[Outcome]:
+        """`function` of each task, in the tasks' order."""
+
+    def on_devices(self) -> AbstractContextManager["Spread"]:
+        """The same for work with networks."""
+
+
 class Workers:
     """Up to `processes` processes, started when they are first needed and kept for several phases.
 
     They are started anew (no fork): a fork would inherit the job's lock and other libraries' threads.
     """
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
+    def __init__(self, processes: int, devices: Sequence[str] = ()) -> None:
+        """`devices`: one for each process, as in CUDA_VISIBLE_DEVICES, of which it sees no other."""
+        self._processes, self._devices = processes, tuple(devices)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -44,6 +60,19 @@ class Workers:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def machines(self) -> int:
+        """Machines on which tasks run: this one."""
+        return 1
+
+    def on_devices(self) -> "Workers":
+        """Those for work with networks: a process for each GPU, or this one, where torch takes all cores."""
+        import torch
+
+        found = torch.cuda.device_count()
+        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        return Workers(max(1, found), named or [str(number) for number in range(found)])
 
     def each(self, function: Callable[[Task], Outcome], tasks: Sequence[Task], title: str) -> Iterator[Outcome]:
         """`function` of each task, in the tasks' order, with a progress bar.
@@ -64,7 +93,10 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
+                self._processes,
+                mp_context=get_context("spawn"),
+                initializer=_start,
+                initargs=(os.getpid(), self._devices),
             )
         return self._pool
 
@@ -79,6 +111,9 @@ def _result(future: "Future[Outcome]", title: str) -> Outcome:
         ) from error
 
 
-def _start(parent: int) -> None:
+def _start(parent: int, devices: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it cancels what has not begun
     end_with_parent(parent)
+    if devices:  # before torch looks; a pool's processes are numbered in the order of their start
+        number = current_process()._identity[-1] - 1
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]

@@ -92,7 +92,9 @@ def fingerprint(sets: Sets) -> str:
 
 def identity(stage: Stage, sets: Sets, path: Course, frozen: str) -> Identity:
     """What must be equal for a resume to continue the same run; `frozen` is the sha256 of its frozen weights."""
-    framing = f"{stage.data.crop} crop, mirrored with probability {stage.data.flip:g}" if on_images(stage.data) else ""
+    flip = f"mirrored with probability {stage.data.flip:g}"
+    latent = flip if stage.data.flip else ""
+    framing = f"{stage.data.crop} crop, {flip}" if on_images(stage.data) else latent
     return Identity(
         seed=stage.seed,
         manifest=fingerprint(sets),

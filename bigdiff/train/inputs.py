@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from bigdiff.data.images import ImageBatch
+from bigdiff.data.images import ImageBatch, mirrored
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import in_range, moments, posterior_sample
 from bigdiff.runtime.seeding import normal, uniform
@@ -22,18 +22,24 @@ class Latents:
     seed: int
     scaling_factor: float  # of the VAE's latents
     vae: AutoencoderKL | None = None  # on the device, in the precision of the network; for pictures
+    flip: float = 0.0  # probability that stored latents are those of the mirrored picture; pictures come mirrored
 
     def clean(self, batch: Micro) -> torch.Tensor:
         """Scaled latents fp32 [B, C, h, w]."""
         found = self.moments(batch).float()
+        if not isinstance(batch, ImageBatch) and batch.layout.mean:
+            return found * self.scaling_factor  # the set's posterior is so narrow that its mean is as good as a sample
         channels, height, width = found.shape[1] // 2, found.shape[2], found.shape[3]
         noise = normal(self.seed, "posterior", batch.positions, (channels, height, width))
         return posterior_sample(found, noise, self.scaling_factor)
 
     def moments(self, batch: Micro) -> torch.Tensor:
-        """Mean and log-variance [B, 2C, h, w]: as stored, or of the pictures."""
+        """Mean and log-variance [B, 2C, h, w], or the mean alone [B, C, h, w]: as stored, or of the pictures."""
         if not isinstance(batch, ImageBatch):
-            return batch.moments
+            if not self.flip:
+                return batch.moments
+            flipped = mirrored(self.seed, batch.positions, self.flip)
+            return torch.where(flipped.view(-1, 1, 1, 1), batch.mirrored, batch.moments)
         assert self.vae is not None, "pictures need an autoencoder"
         with torch.no_grad():
             return moments(self.vae, in_range(batch.pixels).to(self.vae.dtype))

@@ -103,7 +103,7 @@ def fit(networks: Networks, sets: Sets) -> None:
     for one in sets:
         assert isinstance(one, LatentSet)
         states = needed_states(networks, one) if networks.denoiser.text_encoder is not None else {}
-        refuse_other_latents(one, needed | states)
+        refuse_other_latents(one, needed | states | needed_form(networks.stage, one, needed))
 
 
 def needed_contract(stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPTokenizer | None) -> dict[str, Any]:
@@ -121,6 +121,18 @@ def needed_contract(stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPToke
     ).lines()
     of_text = () if tokenizer else ("tokenizer_sha256", "empty_tokens", "text_length")
     return {key: value for key, value in lines.items() if key not in of_text}
+
+
+def needed_form(stage: Stage, latents: LatentSet, needed: dict[str, Any]) -> dict[str, Any]:
+    """The lines of the forms of storage that the stage takes besides the plain one: mirrored copies, the mean alone."""
+    contract = latents.manifest.contract
+    found: dict[str, Any] = {}
+    if stage.data.flip or contract.get("mirror") == "stored":
+        found["mirror"] = "stored"
+    if contract.get("stored") == "mean":
+        channels, *sides = needed["shape"]
+        found |= {"stored": "mean", "shape": [channels // 2, *sides]}
+    return found
 
 
 def needed_states(networks: Networks, latents: LatentSet) -> dict[str, Any]:
@@ -205,7 +217,8 @@ def samples(networks: Networks, half: bool, device: torch.device) -> Latents | P
     if on_images(stage.data):  # a copy: the previews decode with the other one, in float32
         encoder = copy.deepcopy(vae).to(device, torch.bfloat16 if half else torch.float32)
         del encoder.decoder
-    return Latents(seed=stage.seed, scaling_factor=float(vae.config["scaling_factor"]), vae=encoder)
+    scaling = float(vae.config["scaling_factor"])
+    return Latents(seed=stage.seed, scaling_factor=scaling, vae=encoder, flip=stage.data.flip)
 
 
 def previewer(networks: Networks) -> Previewer | None:

@@ -104,7 +104,6 @@ def test_settings_of_text_and_of_none_are_refused_where_they_are_not(options: li
         ),
         (["data={latents: '', sources: [{latents: a}, {images: b}]}"], "they must all be latents, or all images"),
         (["data.crop=random"], "data.crop=random has no effect on latents"),
-        (["data.flip=0.5"], "data.flip has no effect on latents"),
         ([*PICTURES, "data.flip=1.5"], "data.flip=1.5 must lie in [0, 1]"),
         (["data.canonical_nodes=3"], "data.canonical_nodes=3 does not divide batch.total=2048"),
         (["data.damage_budget=1.0"], "data.damage_budget=1.0 must lie in [0, 1)"),

@@ -80,7 +80,7 @@ def finals(output: Path) -> dict[str, str]:
 
 def downloading(output: Path) -> list[Path]:
     """The processes that download for this set, after five seconds in which killed ones may end."""
-    mark = f"{MARK}={(output / WORK).resolve()}".encode()
+    mark = f"{MARK}={(output / WORK).resolve()}/".encode()
     end = time.monotonic() + 5
     while found := [path for path in Path("/proc").glob("[0-9]*/environ") if mark in _read(path)]:
         if time.monotonic() > end:

@@ -14,7 +14,7 @@ from bigdiff.checkpoint import layout, reader
 from bigdiff.config.load import load_stage
 from bigdiff.evaluate import sampling, textless
 from bigdiff.export.diffusers import export
-from bigdiff.prep import encode, folder
+from bigdiff.prep import encode, folder, latent_settings
 from bigdiff.runtime.seeding import normal
 from bigdiff.train import networks
 
@@ -95,7 +95,11 @@ def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactor
     folder.pack(root / "drawn", root / "digits", 24, 0, lambda _: None)
     (root / "digits.yaml").write_text(DIGITS.format(root=root))
     stage = load_stage(str(toy / "stage.yaml"))
-    encode.encode(root / "digits", root / "latents", encode.of_stage(stage, workers=1, least_psnr=-99.0))
+    encode.encode(
+        root / "digits",
+        root / "latents",
+        latent_settings.of_stage(stage, latent_settings.Asked(workers=1, least_psnr=-99.0)),
+    )
     few = [str(toy / "stage.yaml"), f"runs={root}/runs", "steps=6", "optim.warmup_steps=2", "checkpoint.every=3"]
     pictures = ["data.latents=", f"data.images={root}/digits", "data.audit=true"]
     varied = [*pictures, "data.crop=random", "data.flip=0.5"]

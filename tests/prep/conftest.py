@@ -1,15 +1,35 @@
 """What earlier steps of a preparation leave behind, written by hand."""
 
 import io
+import json
+import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from bigdiff.config.prep import Download, Pack, Prep
+from bigdiff.config.scoring import Scorer, Scoring
+from bigdiff.data import manifest
+from bigdiff.data.damage import Tombstones
+from bigdiff.prep.assemble import assemble
+from bigdiff.prep.buckets import shapes
 from bigdiff.prep.layout import Layout
+from bigdiff.prep.pack import Task, write_shard
+from bigdiff.prep.pipeline import contract
+from bigdiff.prep.plan import Choice, plan
+from bigdiff.prep.query import database
+from bigdiff.prep.score import ready
+from bigdiff.prep.verify import units, verify
+from bigdiff.runtime.workers import Workers
 
 # One row as a download leaves it: its bytes, the cause why there are none, or nothing: img2dataset lost it.
 Fetched = bytes | str | None
@@ -65,3 +85,150 @@ def write_pass(folder: Path, rows: dict[int, Fetched], size: int) -> None:
                     member = tarfile.TarInfo(f"{number:09d}.jpg")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
+
+
+TINY_CLIP = {
+    "embed_dim": 768,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`score.clip` of a CLIP with embeddings as wide as L/14's, which knows red, green and blue circles and no more.
+
+    Its weights are random but for the last matrix, which takes the three captions to their pictures' embeddings.
+    """
+    import open_clip
+    import torch
+    from open_clip.model import CLIP
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from safetensors.torch import save_file
+
+    from bigdiff.prep.scorers.golden import disc
+
+    torch.manual_seed(0)
+    network = CLIP(**TINY_CLIP).eval()
+    transform = image_transform_v2(PreprocessCfg(size=32), is_train=False)
+    colours = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+    captions = open_clip.SimpleTokenizer()([f"a {name} circle" for name in colours])
+    with torch.no_grad():
+        images = network.encode_image(torch.stack([transform(disc(one)) for one in colours.values()]), normalize=True)
+        network.text_projection = None
+        pooled = network.encode_text(captions)
+    network.text_projection = torch.nn.Parameter(torch.linalg.pinv(pooled) @ images)
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
+    save_file({name: one.contiguous() for name, one in network.state_dict().items()}, folder / "model.safetensors")
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of the right structure with random weights, for each kind of scorer that needs some."""
+    import torch
+
+    from bigdiff.prep.scorers import heads, watermark
+
+    torch.manual_seed(1)
+    networks = {
+        "aesthetic_v1": torch.nn.Linear(768, 1),
+        "aesthetic_v2": heads.AestheticV2(),
+        "nsfw": heads.Nsfw(),
+        "watermark": watermark.build(),
+    }
+    for kind in ("aesthetic_v1", "aesthetic_v2", "nsfw"):  # wide enough for every weight to show in the score
+        layers = [one for one in networks[kind].modules() if isinstance(one, torch.nn.Linear)]
+        for number, layer in enumerate(layers):
+            torch.nn.init.normal_(layer.weight, std=1.4 * layer.in_features**-0.5 if number else 1.0)
+    with torch.no_grad():
+        last = networks["watermark"].get_submodule("classifier.5")
+        last.bias.copy_(torch.tensor([0.3, -0.9]))  # far enough from the middle for the order of the classes to show
+        networks["nsfw"].norm.variance.fill_(0.25)
+    folder = tmp_path_factory.mktemp("weights")
+    for kind, network in networks.items():
+        torch.save(network.state_dict(), folder / f"{kind}.pth")
+    return {kind: folder / f"{kind}.pth" for kind in networks}
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int], bytes]:
+    """A PNG of soft colours for each number, unlike that of every other."""
+
+    def draw(number: int) -> bytes:
+        small = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return draw
+
+
+@pytest.fixture
+def packed_set(downloaded: Downloaded, tmp_path: Path) -> Callable[..., Path]:
+    """A finished image set of what was downloaded, as build_shards.py leaves it."""
+
+    def make(rows: Sequence[Fetched], prep: Prep, name: str = "packed") -> Path:
+        layout = downloaded(list(rows), size=7)
+        prep = replace(prep, download=replace(prep.download, rows_per_file=7))
+        for unit in units(layout, prep):
+            verify(unit)
+        scorers = ready(prep.score)
+        choice = Choice(samples_per_shard=prep.pack.samples_per_shard, shapes=shapes(prep.pack), scoring=prep.score)
+        with Workers(1) as workers:
+            shards = assemble(layout, workers, choice, prep.score, prep.pack.format)
+        lineage = {"scored": scorers}
+        made = manifest.Manifest(kind="images", shards=shards, contract=contract(prep), lineage=lineage)
+        manifest.write(layout.output, made)
+        shutil.rmtree(layout.work)
+        return layout.output.rename(tmp_path / name)
+
+    return make
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A job whose shards are written, before its report: 24 samples with scores by hand, one of them a copy."""
+
+    layout: Layout
+    choice: Choice
+    made: manifest.Manifest
+    sharpness: dict[int, float]  # by row
+
+    @contextmanager
+    def base(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with database(self.layout.work / "duckdb", None) as base:
+            yield base
+
+
+@pytest.fixture
+def judged(downloaded: Downloaded, picture: Callable[[int], bytes]) -> Judged:
+    """Rows 5 and 23 are one picture, row 2 was taken down; sharpness is at least 5, below 20."""
+    pictures: list[Fetched] = [picture(5 if number == 23 else number) for number in range(24)]
+    layout = downloaded(pictures, {number: f"caption <{number}>" for number in range(24)}, size=10)
+    prep = Prep(pack=Pack(resolution=24, samples_per_shard=9), download=Download(rows_per_file=10))
+    for unit in units(layout, prep):
+        verify(unit)
+    sharpness = {number: float((7 * number) % 24) for number in range(24)}
+    for file in layout.samples.glob("*.parquet"):
+        rows = pq.read_table(file)["row"].to_pylist()
+        given = {
+            "row": rows,
+            "sharpness": [sharpness[row] for row in rows],
+            "flatness": [row / 24 for row in rows],
+            "detected_language": ["en" if row % 3 else "<de>" for row in rows],
+        }
+        layout.scores.mkdir(exist_ok=True)
+        pq.write_table(pa.table(given), layout.scores / file.name)
+    scorers = [Scorer(kind="sharpness", at_least=5.0, below=20.0), Scorer(kind="flatness", below=0.99)]
+    choice = Choice(
+        samples_per_shard=9,
+        takedown=Tombstones(entries=frozenset({"000000002"})),
+        scoring=Scoring(scorers=scorers),
+    )
+    number = len(plan(layout, choice).shards)
+    shards = tuple(write_shard(Task(output=layout.output, number=each, format="jpg")) for each in range(number))
+    made = manifest.Manifest(kind="images", shards=shards, contract=contract(prep), lineage={"a": 1})
+    return Judged(layout=layout, choice=choice, made=made, sharpness=sharpness)

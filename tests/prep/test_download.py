@@ -16,7 +16,9 @@ from bigdiff.config.prep import Download
 from bigdiff.prep.download import MARK, download, end_leftovers
 from bigdiff.prep.layout import Layout
 from bigdiff.runtime.files import write_json
+from bigdiff.runtime.workers import Workers
 
+HERE = Workers(1)
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="leftovers are found through /proc")
 
 
@@ -46,13 +48,14 @@ def marked(work: Path) -> list[int]:
 
 
 def test_only_processes_of_this_folder_are_ended(tmp_path: Path) -> None:
-    ours, others = sleeper(tmp_path.resolve()), sleeper(tmp_path.resolve() / "another")
-    _until(lambda: ours.pid in marked(tmp_path))
-    end_leftovers(tmp_path)
+    part = tmp_path.resolve() / "00000"
+    ours, others = sleeper(part), sleeper(tmp_path.resolve() / "000001")
+    _until(lambda: ours.pid in marked(part))
+    end_leftovers(part)
     assert ours.wait(10) == -signal.SIGKILL
     assert others.poll() is None
-    others.kill()
-    others.wait()
+    end_leftovers(tmp_path)  # all parts below it
+    assert others.wait(10) == -signal.SIGKILL
 
 
 def test_a_part_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Path) -> None:
@@ -68,9 +71,9 @@ def test_a_part_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Pa
     )
     begin = time.monotonic()
     with pytest.raises(RunError, match=r"part 00000 was not fetched in download\.part_deadline_seconds=1"):
-        download(layout, limits)
+        download(layout, limits, HERE)
     assert time.monotonic() - begin < 15
-    assert marked(layout.work) == []
+    assert marked(layout.part(0)) == []
     silent.close()
 
 
@@ -79,7 +82,7 @@ def test_finished_parts_are_not_fetched_and_rows_are_dealt_in_order(tmp_path: Pa
     selected(layout, [f"http://127.0.0.1:9/{number}" for number in range(25)])
     for number in range(3):
         write_json(layout.part(number) / "done.json", {})
-    download(layout, Download(rows_per_part=10))  # no server: anything that was fetched would fail
+    download(layout, Download(rows_per_part=10), HERE)  # no server: anything that was fetched would fail
     parts = [pq.read_table(layout.part(number) / "first" / "rows.parquet") for number in range(3)]
     assert [part["row"].to_pylist() for part in parts] == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
     assert parts[2]["url"].to_pylist()[0] == "http://127.0.0.1:9/20"
@@ -91,7 +94,7 @@ def test_a_failing_process_is_an_error_that_names_its_log(tmp_path: Path) -> Non
     (layout.part(0) / "first").mkdir(parents=True)
     (layout.part(0) / "first" / "rows.parquet").write_bytes(b"not parquet")
     with pytest.raises(RunError, match=r"downloading part 00000 ended with code 1: .*magic bytes.*log\.txt"):
-        download(layout, Download(rows_per_part=10))
+        download(layout, Download(rows_per_part=10), HERE)
 
 
 def _until(condition: Callable[[], bool]) -> None:

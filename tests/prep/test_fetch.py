@@ -2,6 +2,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from email.message import Message
@@ -247,3 +248,22 @@ def test_what_is_worth_another_try() -> None:
     worth = {"HTTP 429", "HTTP 503", "HTTP 408", "timed out", "deadline passed", "connection reset"}
     for named in (*worth, "HTTP 404", "HTTP 410", "private address", "short body", "opted out: tdm-reservation"):
         assert is_retryable(named) == (named in worth)
+
+
+def test_a_server_sees_no_more_connections_at_a_time_than_it_is_granted() -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def answer(connection: socket.socket, head: str) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.1)
+        with lock:
+            now[0] -= 1
+        connection.sendall(plain("200 OK", body=b"x"))
+
+    patient = replace(LIMITS, per_host=2, timeout_seconds=0.3, deadline_seconds=0.4)  # the last waits for longer
+    with server(answer) as url, ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda number: fetch(f"{url}/{number}", patient), range(12)))
+    assert found == [b"x"] * 12
+    assert most == [2]

@@ -17,7 +17,8 @@ from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Pack, Prep
 from bigdiff.data.manifest import Shard
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.pack import Task, duplicates, plan, write_shard
+from bigdiff.prep.pack import Task, write_shard
+from bigdiff.prep.plan import DUPLICATE, Choice, plan
 from bigdiff.prep.verify import units, verify
 from bigdiff.runtime.files import sha256
 
@@ -33,7 +34,8 @@ def picture(shade: int) -> bytes:
 def packed(layout: Layout, prep: Prep = PREP) -> list[Shard]:
     for unit in units(layout, prep):
         verify(unit)
-    tasks = [Task(output=layout.output, number=number, format="png") for number in range(plan(layout, prep.pack))]
+    decided = plan(layout, Choice(samples_per_shard=prep.pack.samples_per_shard))
+    tasks = [Task(output=layout.output, number=number, format="png") for number in range(len(decided.shards))]
     return [write_shard(task) for task in tasks]
 
 
@@ -76,7 +78,12 @@ def test_of_equal_pictures_the_first_stays(downloaded: Callable[..., Layout]) ->
     prep = replace(PREP, download=replace(PREP.download, rows_per_file=2))
     packed(layout, prep)
     assert [row["key"] for row in rows(layout)] == ["000000000", "000000001", "000000003"]
-    assert [row["row"] for row in duplicates(layout)] == [2, 4, 5]
+    dropped = pq.read_table(layout.dropped).to_pylist()
+    assert [(row["row"], row["of_row"], row["cause"]) for row in dropped] == [
+        (2, 0, DUPLICATE),
+        (4, 1, DUPLICATE),
+        (5, 0, DUPLICATE),
+    ]
 
 
 def test_tars_name_no_time_and_no_owner_and_come_out_the_same(downloaded: Callable[..., Layout]) -> None:
@@ -104,5 +111,5 @@ def test_a_finished_shard_is_left_alone(downloaded: Callable[..., Layout]) -> No
 
 def test_nothing_left_is_an_error(downloaded: Callable[..., Layout]) -> None:
     layout = downloaded(["HTTP 404", b"<html>"])
-    with pytest.raises(RunError, match="no picture of the selection could be stored"):
+    with pytest.raises(RunError, match="no sample is left of 0"):
         packed(layout)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bigdiff.config.prep import Pack
-from bigdiff.prep.picture import FORMATS, Rejected, decode, square, store
+from bigdiff.prep.picture import FORMATS, Rejected, decode, fitted, store
 
 LIMIT = 10_000_000
 RAMP = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (48, 1))  # dark at the left
@@ -124,7 +124,7 @@ def test_the_stored_square_is_the_centre_and_the_same_each_time() -> None:
 def test_resizing_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(np.asarray(square(Image.fromarray(stripes), 16)).astype(int) - 127).max() < 12
+    assert np.abs(np.asarray(fitted(Image.fromarray(stripes), [(16, 16)])).astype(int) - 127).max() < 12
 
 
 def test_a_small_file_is_refused_whatever_its_metadata_said() -> None:
@@ -143,3 +143,11 @@ def test_nothing_of_the_files_metadata_is_stored() -> None:
     assert b"private" not in stored
     assert b"comment" not in stored
     assert b"ICC" not in stored
+
+
+@pytest.mark.parametrize(("size", "shape"), [((300, 100), (80, 48)), ((100, 90), (64, 64)), ((90, 150), (48, 80))])
+def test_with_buckets_a_picture_keeps_most_of_its_aspect(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    stored = store(saved(picture, "PNG"), Pack(resolution=64, bucket_step=16, format="png"))
+    assert (stored.width, stored.height) == shape
+    assert Image.open(io.BytesIO(stored.content)).size == shape

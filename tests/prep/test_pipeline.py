@@ -7,12 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigdiff.config.errors import UsageError
-from bigdiff.config.prep import Download, Pack, Prep
+from bigdiff.config.prep import Download, Pack, Prep, Select
 from bigdiff.data import manifest
 from bigdiff.data.manifest import Manifest, Shard
-from bigdiff.prep import pipeline
+from bigdiff.prep import claim, pipeline, provenance
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.pipeline import build
+from bigdiff.runtime.workers import Workers
 
 PREP = Prep(download=Download(allow_private_addresses=True))
 
@@ -27,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 def begin(prep: Prep, source: Path, output: Path) -> str:
     """Start a job; this input keeps no row, so it ends after selection at the latest."""
     with pytest.raises(UsageError) as stopped:
-        build(prep, source, output, lambda line: None)
+        build(prep, source, output, Workers(1), lambda line: None)
     return str(stopped.value)
 
 
@@ -40,6 +41,19 @@ def test_a_folder_begun_with_other_settings_is_refused_by_the_key(source: Path, 
     assert "name another --output" in other
 
 
+def test_a_selection_is_read_back_as_it_was(tmp_path: Path) -> None:
+    rows = {"URL": ["http://a.example/1"], "TEXT": ["a"], "AESTHETIC_SCORE": [6.0], "WIDTH": [9], "HEIGHT": [9]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    prep = Prep(select=Select(aesthetic_above=5.0), download=PREP.download)
+    layout = Layout(tmp_path / "set")
+    layout.work.mkdir(parents=True)
+    made = pipeline._selection(layout, prep, tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").unlink()
+    assert made.sweeps
+    assert made.histograms
+    assert pipeline._selection(layout, prep, tmp_path / "a.parquet") == made
+
+
 def test_settings_of_speed_and_patience_may_change(source: Path, tmp_path: Path) -> None:
     begin(PREP, source, tmp_path / "set")
     faster = Download(allow_private_addresses=True, processes=7, threads=3, retries=0, timeout_seconds=1.0)
@@ -50,7 +64,7 @@ def test_other_input_and_other_versions_are_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(PREP, source, tmp_path / "set")
-    monkeypatch.setattr(pipeline.importlib.metadata, "version", lambda name: "0.0")
+    monkeypatch.setattr(provenance.importlib.metadata, "version", lambda name: "0.0")
     assert "versions.duckdb" in begin(PREP, source, tmp_path / "set")
     monkeypatch.undo()
     pq.write_table(pa.table({"URL": ["ftp://example.com/b"], "TEXT": ["b"]}), source / "b.parquet")
@@ -74,7 +88,7 @@ def test_a_finished_set_is_left_as_it_is_and_cleared_up(source: Path, tmp_path: 
     made_from = json.loads(Layout(output).settings.read_text())
     shard = Shard(name="00000", samples=3, bytes=1, sha256="0")
     manifest.write(output, Manifest(kind="images", shards=(shard,), contract={}, lineage=made_from))
-    made = build(PREP, source, output, lambda line: None)
+    made = build(PREP, source, output, Workers(1), lambda line: None)
     assert made.was_finished
     assert made.manifest.samples == 3
     assert not Layout(output).work.exists()
@@ -82,20 +96,20 @@ def test_a_finished_set_is_left_as_it_is_and_cleared_up(source: Path, tmp_path: 
 
 
 def _hold(output: str, held: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
-    with pipeline._lock(Layout(Path(output))):
+    with claim.lock(Layout(Path(output))):
         held.set()
         done.wait(30)
 
 
 def test_two_jobs_do_not_share_a_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(claim, "LOCK_SECONDS", 0.3)
     Layout(tmp_path / "set").work.mkdir(parents=True)
     context = multiprocessing.get_context("fork")
     held, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(str(tmp_path / "set"), held, done))
     other.start()
     assert held.wait(30)
-    assert "another build_shards.py is working" in begin(PREP, source, tmp_path / "set")
+    assert "another job is working" in begin(PREP, source, tmp_path / "set")
     done.set()
     other.join()
     assert "no row" in begin(PREP, source, tmp_path / "set")

@@ -1,5 +1,5 @@
 from bigdiff.config.prep import load_prep
-from bigdiff.prep.pack import DUPLICATE
+from bigdiff.prep.plan import DUPLICATE
 from bigdiff.prep.rules import DUPLICATE as DUPLICATE_URL
 from bigdiff.prep.rules import rules
 from bigdiff.quickstart.faults import AWKWARD, FAULTY, fewer
@@ -16,7 +16,7 @@ def test_what_becomes_of_each_kind_is_what_the_quickstart_is_set_to() -> None:
     names = {rule.name for rule in rules(prep.select, prep.download.allow_private_addresses)} | {DUPLICATE_URL}
     assert {kind.step for kind in AWKWARD} == {"kept"}
     assert {kind.cause for kind in FAULTY if kind.step == "select"} <= names
-    assert {kind.cause for kind in FAULTY if kind.step == "pack"} == {DUPLICATE}
+    assert {kind.cause for kind in FAULTY if kind.step == "duplicate"} == {DUPLICATE}
     opt_outs = {kind.cause.rpartition(" ")[2] for kind in FAULTY if "X-Robots-Tag" in kind.cause}
     assert opt_outs <= set(prep.download.optout_directives)
 

@@ -68,3 +68,21 @@ def _until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_process_sees_the_device_that_is_its_own() -> None:
+    with Workers(2, ["5", "7"]) as workers:
+        seen = set(workers.each(os.getenv, ["CUDA_VISIBLE_DEVICES"] * 40, "looking"))
+    assert seen <= {"5", "7"}
+    assert seen
+
+
+def test_without_a_gpu_networks_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with Workers(2) as workers, workers.on_devices() as devices:
+        assert list(devices.each(_identity, [1, 2], "asking")) == [os.getpid()] * 2
+    assert Workers(2).machines == 1
+
+
+def _identity(_: int) -> int:
+    return os.getpid()

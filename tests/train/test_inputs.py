@@ -7,9 +7,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from bigdiff.data.damage import Consumed
-from bigdiff.data.images import ImageBatch
+from bigdiff.data.images import Framing, ImageBatch
 from bigdiff.data.latents import Batch
-from bigdiff.data.member import layout, pack
+from bigdiff.data.member import Form, layout, pack
 from bigdiff.runtime import seeding
 from bigdiff.train.inputs import Captions, Latents, Pixels
 
@@ -49,6 +49,30 @@ def test_latents_are_a_scaled_posterior_sample() -> None:
     torch.testing.assert_close(drawn, (stored.mean + stored.std * noise) * 0.5)
     again = latents.clean(replace(given, positions=given.positions + 96))  # the next visit draws anew
     assert not torch.equal(drawn, again)
+
+
+def test_mirrored_latents_are_picked_where_pictures_would_be_mirrored() -> None:
+    random = torch.Generator().manual_seed(1)
+    stored, mirrored = (torch.randn(64, 4, 4, 4, generator=random).half() for _ in range(2))
+    tokens = np.zeros(12, np.uint16)
+    members = [pack(one.numpy(), tokens, None, other.numpy()) for one, other in zip(stored, mirrored, strict=True)]
+    raw = torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(64, -1)
+    given = replace(batch(64), raw=raw, layout=layout(4, 4, 4, 12, 0, Form(mirrored=True)))
+    frames = Framing(resolution=8, flip=0.3, seed=3).frames("", 1000, 64)
+    flipped = torch.tensor([frame.mirrored for frame in frames])
+    assert 0 < int(flipped.sum()) < 40
+    picked = Latents(seed=3, scaling_factor=0.5, flip=0.3).moments(given)
+    assert torch.equal(picked[flipped], mirrored[flipped]) and torch.equal(picked[~flipped], stored[~flipped])
+    assert torch.equal(Latents(seed=3, scaling_factor=0.5).moments(given), stored)
+    assert torch.equal(Latents(seed=3, scaling_factor=0.5, flip=1.0).moments(given), mirrored)
+
+
+def test_a_stored_mean_is_the_sample() -> None:
+    means = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(1)).half()
+    members = [pack(one.numpy(), np.zeros(12, np.uint16), mean=True) for one in means]
+    raw = torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(5, -1)
+    given = replace(batch(5), raw=raw, layout=layout(2, 4, 4, 12, 0, Form(mean=True)))
+    assert torch.equal(Latents(seed=3, scaling_factor=0.5).clean(given), means.float() * 0.5)
 
 
 def test_captions_drop_at_the_configured_rate_by_position() -> None:

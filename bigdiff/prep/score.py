@@ -1,0 +1,131 @@
+"""Scores for the samples of a job, once: each unit's land in a parquet of its own, and thresholds come later.
+
+Scorers without a network run in the job's processes. Those with one run in a process a GPU, or in this one, where
+torch uses all cores; the pictures of the next batch are decoded meanwhile.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from bigdiff.config.errors import RunError
+from bigdiff.config.scoring import ON_CLIP, Scorer, Scoring
+from bigdiff.data.decoding import Undecodable, load
+from bigdiff.prep.layout import Layout
+from bigdiff.prep.picture import FORMATS
+from bigdiff.prep.scorers import loading
+from bigdiff.prep.scorers.scorer import Batch, Value
+from bigdiff.runtime.files import replacing
+from bigdiff.runtime.workers import Spread
+
+NETWORKS: Final = (*ON_CLIP, "watermark")
+_THREADS: Final = 8  # that decode beside a network
+MAX_PIXELS: Final = 1 << 28  # of a stored picture, which was bounded when it was stored
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One unit to be scored."""
+
+    output: Path
+    unit: str
+    scoring: str  # Scoring as JSON: what is loaded is kept under it
+
+
+def score(layout: Layout, workers: Spread, scoring: Scoring) -> None:
+    """Score every unit that has no scores.
+
+    Raises:
+        UsageError: when the weights of a scorer cannot be used.
+        RunError: when a stored picture is damaged.
+    """
+    if not scoring.scorers and not scoring.embeddings:
+        return
+    written = json.dumps(asdict(scoring))
+    units = sorted(path.stem for path in layout.samples.glob("*.parquet"))
+    tasks = [Task(output=layout.output, unit=unit, scoring=written) for unit in units]
+    if scoring.embeddings or any(scorer.kind in NETWORKS for scorer in scoring.scorers):
+        with workers.on_devices() as devices:
+            deque(devices.each(score_unit, tasks, "scoring"), maxlen=0)
+    else:
+        deque(workers.each(score_unit, tasks, "scoring"), maxlen=0)
+
+
+def ready(scoring: Scoring) -> dict[str, str]:
+    """The fingerprint of each scorer, by column, after its self-test: a job of weeks begins with sound scorers or not.
+
+    Raises:
+        UsageError: when weights cannot be used, or a self-test fails.
+    """
+    if not scoring.scorers and not scoring.embeddings:
+        return {}
+    scorers = _loaded(json.dumps(asdict(scoring)))
+    scorers.self_test()
+    return scorers.fingerprint
+
+
+def score_unit(task: Task) -> str:
+    """Score one unit, unless that is done; returns its name."""
+    layout = Layout(task.output)
+    final = layout.scores / f"{task.unit}.parquet"
+    if final.exists():
+        return task.unit
+    scorers = _loaded(task.scoring)
+    needed = ["row", "key", "caption", "offset", "length"]
+    samples = pq.read_table(layout.samples / f"{task.unit}.parquet", columns=needed)
+    found: dict[str, list[Value]] = {name: [] for name in scorers.columns}
+    embeddings: list[npt.NDArray[np.float16]] = []
+    for pictures, captions in _batches(layout.pictures / task.unit, samples.to_pylist(), scorers.batch):
+        batch = Batch(pictures, captions, scorers.clip)
+        for name, values in scorers.of(batch, len(embeddings)).items():
+            found[name].extend(values)
+        if scorers.embeddings:
+            embeddings.extend(batch.image_features.astype(np.float16))
+    if scorers.embeddings:
+        with replacing(layout.embeddings / f"{task.unit}.npy") as temporary, temporary.open("wb") as stream:
+            np.save(stream, np.stack(embeddings) if embeddings else np.empty((0, 0), np.float16), allow_pickle=False)
+    scores = {name: pa.array(found[name], kind) for name, kind in scorers.columns.items()}
+    with replacing(final) as temporary:
+        pq.write_table(pa.table({"row": samples["row"], **scores}), temporary)
+    return task.unit
+
+
+@cache
+def _loaded(scoring: str) -> loading.Scorers:
+    content = json.loads(scoring)
+    scorers = [Scorer(**{**each, "languages": tuple(each["languages"])}) for each in content.pop("scorers")]
+    return loading.load(Scoring(scorers=scorers, **content))
+
+
+def _batches(file: Path, samples: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[list[Image.Image], list[str]]]:
+    """Pictures and captions, in order; while one batch is with the caller, the next is decoded."""
+    threads = max(1, min(_THREADS, (os.cpu_count() or 1) - 1))
+    with file.open("rb") as source, ThreadPoolExecutor(threads) as pool:
+
+        def decoded(sample: dict[str, Any]) -> Image.Image:
+            content = os.pread(source.fileno(), sample["length"], sample["offset"])
+            try:
+                return load(content, FORMATS, MAX_PIXELS)
+            except Undecodable as error:
+                raise RunError(
+                    f"{file.resolve()} is damaged: picture {sample['key']} at offset {sample['offset']} ({error.cause})"
+                ) from error
+
+        parts = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
+        ahead = deque(list(map(lambda one: pool.submit(decoded, one), part)) for part in parts[:1])
+        for number, part in enumerate(parts):
+            if number + 1 < len(parts):
+                ahead.append([pool.submit(decoded, one) for one in parts[number + 1]])
+            yield [future.result() for future in ahead.popleft()], [sample["caption"] for sample in part]

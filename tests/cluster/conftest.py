@@ -1,0 +1,175 @@
+"""A real SLURM of two nodes on this machine: slurmctld, two slurmd and munged, in a folder of their own."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")  # Debian: slurm-wlm
+CONFIGURATION = """
+ClusterName={name}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+# a requeued job waits until its old credential is void: 120 s by default
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+SlurmdTimeout=10
+KillWait=5
+MessageTimeout=5
+FirstJobId={first}
+JobRequeue=1
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.11 Port={ports[1]} CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.12 Port={ports[2]} CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """The daemons. Every process below them carries the folder's name in its environment, and ends with `stop`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        host = socket.gethostname().partition(".")[0]
+        text = CONFIGURATION.format(
+            name=f"t{os.getpid()}", host=host, folder=folder, ports=_ports(3), first=random.randrange(1000, 900_000)
+        )
+        for part in ("munge", "state", "n1", "n2"):
+            (folder / part).mkdir(mode=0o700)
+        folder.chmod(0o755)
+        (folder / "slurm.conf").write_text(text)
+        # Debian's version ends where cgroups are missing, although nothing here uses them
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        key = folder / "munge" / "key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(128))
+        munge = folder / "munge"
+        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        self._start("munged", "-F", "--force", *(f"--{option}={munge}/{name}" for option, name in files.items()))
+        _until(lambda: (munge / "socket").exists(), "munged")
+        self._start("slurmctld", "-D", "-i")
+        for node in ("n1", "n2"):
+            self._start("slurmd", "-D", "-N", node)
+        _until(
+            lambda: self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == ["n1", "n2"], "two idle nodes"
+        )
+
+    def run(self, *words: str) -> str:
+        """The output of a client; without its daemon it would wait for minutes."""
+        told = subprocess.run(
+            words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=30, check=False
+        )
+        return told.stdout
+
+    def stop(self) -> None:
+        for _ in range(50):
+            if not (found := list(self._processes())):
+                for daemon in self._daemons:
+                    daemon.wait()
+                return
+            for process in found:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
+        raise AssertionError(f"processes of {self.folder} live on: {found}")
+
+    def _start(self, *words: str) -> None:
+        with (self.folder / f"{words[0]}.out").open("ab") as log:
+            daemon = subprocess.Popen(
+                words,
+                env={**_clean(), **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._daemons.append(daemon)
+
+    def _processes(self) -> Iterator[int]:
+        wanted = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                ours = wanted in (entry / "environ").read_bytes().split(b"\0") and int(entry.name) != os.getpid()
+                if ours and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    yield int(entry.name)
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[Slurm]:
+    missing = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not found: `make test` as root installs Debian's slurm-wlm")
+    if os.geteuid():
+        pytest.skip("SLURM's daemons are started as root here")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
+    daemons = None
+    try:
+        daemons = Slurm(folder)
+        yield daemons
+    finally:
+        if daemons is not None:
+            daemons.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def slurm(_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """The cluster, idle; its clients find it through the environment."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
+        monkeypatch.delenv(name)
+    for name, value in _slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    _until(lambda: not _slurm.run("squeue", "-h"), "an empty queue")
+    return _slurm
+
+
+def _clean() -> dict[str, str]:
+    found = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    return {**found, "PATH": f"{found['PATH']}:/usr/sbin:/sbin"}
+
+
+def _ports(count: int) -> list[int]:
+    """Free ones below 20000: Linux and submitit take theirs from above."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, 19_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            found.append(port)
+    return found
+
+
+def _until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, f"no {what} in 30 seconds"
+        time.sleep(0.05)
