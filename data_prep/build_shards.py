@@ -31,7 +31,7 @@ def main() -> None:
         "--dry-run", action="store_true", help="print the settings and what the rules keep; write nothing"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as pack.resolution=256")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if "://" in given.output:
         raise UsageError(f"--output {given.output} is a URL: name a local folder and copy the finished set from there")
     prep = load_prep(given.config, given.overrides)

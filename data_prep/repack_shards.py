@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--machines", type=int, help="with slurm: parts of each phase's array (default: its nodes)")
     parser.add_argument("--dry-run", action="store_true", help="print the settings; write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as pack.takedown=list.txt")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     settings = load_repack(given.config, given.overrides)
     if given.dry_run:
         print(dump(settings))

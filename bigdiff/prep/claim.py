@@ -18,6 +18,7 @@ from bigdiff.prep.layout import Layout
 from bigdiff.runtime.files import remove_leftovers, write_json
 
 LOCK_SECONDS: Final = 10.0  # a killed job's processes are gone by then
+_COMPARED_WITH: Final = ("evaluation_pictures", "evaluation_captions")  # inputs of the plan alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +62,18 @@ def carry_out(layout: Layout, made_from: dict[str, Any], job: Callable[[], Manif
 def begin(layout: Layout, made_from: dict[str, Any]) -> None:
     """Write down what the set is made from, or agree with what is written; clear up after a killed writer.
 
+    What the plan alone depends on may change while the set is unfinished: a threshold that leaves nothing must not cost
+    the download. The plan and what was packed by it are then made again.
+
     Raises:
         UsageError: when the folder holds something else, or was begun with something else.
     """
     if layout.settings.exists():
-        agree(layout.output, json.loads(layout.settings.read_text()), made_from)
+        before = json.loads(layout.settings.read_text())
+        agree(layout.output, _lasting(before), _lasting(made_from))
+        if before != made_from:
+            _forget_plan(layout)
+            write_json(layout.settings, made_from)  # last: killed before, the next start does it again
     else:
         foreign = sorted(path.name for path in layout.output.iterdir() if path != layout.work)
         if foreign:
@@ -84,6 +92,23 @@ def begin(layout: Layout, made_from: dict[str, Any]) -> None:
         layout.shards,
     ):
         remove_leftovers(folder)
+
+
+def _lasting(made_from: dict[str, Any]) -> dict[str, Any]:
+    """Without what the plan alone depends on; the scorers' fingerprints stay."""
+    kept = {key: value for key, value in made_from.items() if key != "takedown"}
+    inputs = {name: value for name, value in made_from["inputs"].items() if name not in _COMPARED_WITH}
+    sections = {name: dict(values) for name, values in made_from["settings"].items() if name != "dedup"}
+    sections.get("score", {}).pop("scorers", None)
+    sections.get("pack", {}).pop("samples_per_shard", None)
+    return {**kept, "inputs": inputs, "settings": sections}
+
+
+def _forget_plan(layout: Layout) -> None:
+    layout.plan.unlink(missing_ok=True)
+    shutil.rmtree(layout.shards, ignore_errors=True)
+    for file in (layout.dropped, layout.decided, *layout.output.glob("*.tar"), *layout.output.glob("*.parquet")):
+        file.unlink(missing_ok=True)
 
 
 def agree(output: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:

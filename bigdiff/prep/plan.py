@@ -82,10 +82,13 @@ def plan(layout: Layout, choice: Choice, pictures: decontaminate.Pictures | None
             _copy(base, asked, layout.plan)
     decided = read(layout)
     if not decided.shards:
-        raise RunError(
-            f"no sample is left of {decided.samples:,}: {layout.dropped}, {layout.rejected} and the log of each part "
-            f"say why"
+        last = next((count.rule for count in decided.counts if not count.left), "")
+        why = (
+            f"after '{last}': the same command with another setting goes on from here"
+            if decided.samples
+            else (f"{layout.rejected} and the log of each part say why")
         )
+        raise RunError(f"no sample is left of {decided.samples:,}: {why}")
     return decided
 
 

@@ -1,5 +1,7 @@
 import errno
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,53 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"No space left on device \(00000.tar\): mend that"):
         claim.carry_out(Layout(tmp_path / "set"), FROM, fills)
+
+
+def test_what_the_plan_alone_depends_on_may_change_until_the_set_is_finished(tmp_path: Path) -> None:
+    def settings(at_least: float, distance: int, resolution: int = 8) -> dict[str, Any]:
+        sections = {
+            "pack": {"resolution": resolution, "samples_per_shard": 3},
+            "score": {"scorers": [{"kind": "sharpness", "at_least": at_least}], "batch": 4},
+            "dedup": {"near_distance": distance},
+        }
+        return {**FROM, "settings": sections, "scorers": {"sharpness": "f"}}
+
+    layout = Layout(tmp_path / "set")
+
+    def fails() -> Manifest:
+        for file in (
+            layout.plan,
+            layout.samples / "a.parquet",
+            layout.shards / "00000.json",
+            layout.output / "00000.tar",
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        raise RunError("nothing is left")
+
+    with pytest.raises(RunError):
+        claim.carry_out(layout, settings(9.0, 4), fails)
+    for same in (settings(9.0, 4), settings(3.0, 2)):
+        with pytest.raises(RunError, match="stop here"):
+            claim.carry_out(layout, same, _stops)
+        assert (layout.samples / "a.parquet").exists()
+        assert layout.plan.exists() == (same == settings(9.0, 4))
+    assert not (layout.output / "00000.tar").exists()
+    assert not layout.shards.exists()
+    with pytest.raises(UsageError, match=r"pack\.resolution=8, now it is 9"):
+        claim.carry_out(layout, settings(3.0, 2, resolution=9), fails)
+    with pytest.raises(UsageError, match=r"scorers\.sharpness=f, now it is g"):
+        claim.carry_out(layout, {**settings(3.0, 2), "scorers": {"sharpness": "g"}}, fails)
+    finished = {**settings(3.0, 2), "takedown": {"entries": 1}}
+
+    def job() -> Manifest:
+        manifest.write(layout.output, replace(MADE, lineage=finished))
+        return MADE
+
+    assert not claim.carry_out(layout, finished, job).was_finished
+    with pytest.raises(UsageError, match=r"dedup\.near_distance=2, now it is 3"):
+        claim.carry_out(layout, {**settings(3.0, 3), "takedown": {"entries": 1}}, job)
+
+
+def _stops() -> Manifest:
+    raise RunError("stop here")

@@ -118,7 +118,7 @@ def test_a_decision_is_made_once(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     unit(layout, "a", [{"row": 0}], [{"row": 0, "sharpness": 1.0, "flatness": 0.0, "detected_language": "en"}])
-    with pytest.raises(RunError, match="no sample is left of 1"):
+    with pytest.raises(RunError, match="no sample is left of 1: after 'sharpness >= 10': the same command"):
         plan(layout, Choice(samples_per_shard=2, scoring=SHARP))
 
 
