@@ -1,7 +1,7 @@
 """What a latent set must have been made with: the lines that the encoder writes and the trainer compares."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,19 +21,30 @@ class LatentContract:
     tokenizer_sha256: str
     empty_tokens: tuple[int, ...]  # ids of the caption ""
     pixel_range: str = "[-1, 1]"
-    stored: str = "moments"  # mean and log-variance, unscaled
+    stored: str = "moments"  # mean and log-variance, unscaled; or "mean" alone
     dtype: str = "float16"
     resize: str = "bicubic shorter side"
     crop: str = "center"
-    mirror: bool = False
+    mirror: bool | Literal["stored"] = False  # "stored": beside each sample is that of the mirrored picture
+    text_states: int = 0  # width of the text encoder's stored states; 0: none are
+    text_encoder_sha256: str = ""  # of the one that made them
+    buckets: tuple[tuple[int, int], ...] = ()  # widths and heights of a set of several shapes, in place of a resolution
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a sample's moments: 2C, h, w."""
-        side = self.resolution // self.vae_factor
-        return 2 * self.latent_channels, side, side
+        """Of a sample's moments: 2C, h, w; of its mean: C, h, w."""
+        return self.shape_of(self.resolution, self.resolution)
+
+    def shape_of(self, width: int, height: int) -> tuple[int, int, int]:
+        """The same of pictures of so many pixels."""
+        channels = self.latent_channels * (1 if self.stored == "mean" else 2)
+        return channels, height // self.vae_factor, width // self.vae_factor
 
     def lines(self) -> dict[str, Any]:
         """As plain JSON values, with the shape and the text length that follow from them."""
-        plain = asdict(self) | {"empty_tokens": list(self.empty_tokens)}
-        return plain | {"shape": list(self.shape), "text_length": len(self.empty_tokens)}
+        shapes = {f"{width}x{height}": list(self.shape_of(width, height)) for width, height in self.buckets}
+        absent = {"resolution" if shapes else "buckets"}
+        absent |= set() if self.text_states else {"text_states", "text_encoder_sha256"}
+        plain = {key: value for key, value in asdict(self).items() if key not in absent}
+        plain |= {"buckets": shapes} if shapes else {"shape": list(self.shape)}
+        return plain | {"empty_tokens": list(self.empty_tokens), "text_length": len(self.empty_tokens)}

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest as digest
 from bigdiff.config.errors import UsageError
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Consumed, Tombstones
-from bigdiff.data.member import Layout, layout
+from bigdiff.data.member import Form, Layout, layout
 from bigdiff.data.preads import preads
 from bigdiff.data.sets import ShardSet, Sources
 from bigdiff.data.shards import Columns, unusable
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def moments(self) -> torch.Tensor:
-        """fp16 [B, 2C, h, w]: mean and log-variance, unscaled."""
+        """fp16 [B, 2C, h, w]: mean and log-variance, unscaled; [B, C, h, w] where `layout.mean` alone is stored."""
         return self.raw[:, self.layout.moments].view(torch.float16).view(-1, *self.layout.shape)
 
     @property
@@ -54,6 +54,11 @@ class Batch:
         """fp16 [B, L, D]: the text encoder's output; D is 0 where the set has none."""
         states = self.raw[:, self.layout.states].view(torch.float16)
         return states.view(len(states), self.layout.length, self.layout.width)
+
+    @property
+    def mirrored(self) -> torch.Tensor:
+        """As `moments`, of the mirrored pictures, where the set stores them."""
+        return self.raw[:, self.layout.mirrored].view(torch.float16).view(-1, *self.layout.shape)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -99,7 +104,8 @@ def layouts(contract: dict[str, Any], where: str) -> dict[str, Layout]:
     try:
         shapes = contract["buckets"] if "buckets" in contract else {"": contract["shape"]}
         text = contract["text_length"], contract.get("text_states", 0)
-        return {bucket: layout(*shape, *text) for bucket, shape in shapes.items()}
+        form = Form(mean=contract.get("stored") == "mean", mirrored=contract.get("mirror") == "stored")
+        return {bucket: layout(*shape, *text, form) for bucket, shape in shapes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the contract of {where} gives no shape ({error!r}): encode the set again") from error
 
@@ -137,8 +143,8 @@ class LatentReader(Sources[LatentSet]):
             for bucket, found in one.layouts.items():
                 if self.layouts.setdefault(bucket, found) != found:
                     raise UsageError(
-                        f"{one.location} stores {found.shape} and {found.length} tokens, {sets[0].location} "
-                        f"{self.layouts[bucket].shape} and {self.layouts[bucket].length}: they cannot share a batch"
+                        f"{one.location} stores {found.stored}, {sets[0].location} {self.layouts[bucket].stored}: "
+                        f"they cannot share a batch"
                     )
 
     def hold(self, samples: int) -> Buffer:

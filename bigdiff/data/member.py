@@ -2,9 +2,10 @@
 
     bytes 0-7           length of the JSON header, little endian
     bytes 8-H           JSON header, padded with spaces so that the data begins at a multiple of 8
-    moments             float16 [2C, h, w], mean then log-variance, C order
+    moments             float16 [2C, h, w], mean then log-variance, C order; or `mean`, float16 [C, h, w]
     tokens              uint16 [L]
     states              float16 [L, D], the text encoder's output; optional
+    mirrored            as moments, of the mirrored picture; optional
 
 Any safetensors reader opens it; ours reads the whole member with one `preadv` and looks at the ranges.
 """
@@ -14,64 +15,99 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """What of a picture is stored."""
+
+    mean: bool = False  # the mean alone
+    mirrored: bool = False  # and that of the mirrored picture
+
+
+MOMENTS: Final = Form()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """Where the tensors of a member lie, in bytes from its start."""
 
-    shape: tuple[int, int, int]  # of the moments: 2C, h, w
+    shape: tuple[int, int, int]  # of the moments: 2C, h, w; of the mean: C, h, w
     length: int  # tokens
     header: bytes  # everything in front of the data
-    moments: slice
+    moments: slice  # or the mean
     tokens: slice
     states: slice  # empty where none are stored
     width: int  # D of the states, 0 where none are stored
+    mirrored: slice  # empty where none are stored
+    mean: bool  # whether the mean alone is stored
     total: int  # bytes of a member
+
+    @property
+    def stored(self) -> str:
+        """What a member holds, for messages."""
+        said = f"{'mean' if self.mean else 'moments'} {self.shape} and {self.length} tokens"
+        said += f" with states of {self.width}" if self.width else ""
+        return said + (" and mirrored ones" if self.mirrored.start < self.mirrored.stop else "")
 
 
 @lru_cache(maxsize=256)
-def layout(channels: int, height: int, width: int, length: int, states: int = 0) -> Layout:
-    """The layout of samples with moments [channels, height, width] (channels counts mean and log-variance).
+def layout(channels: int, height: int, width: int, length: int, states: int = 0, form: Form = MOMENTS) -> Layout:
+    """The layout of samples with moments [channels, height, width] (channels counts mean and log-variance, if stored).
 
     `length` tokens, and as many text states of width `states` unless that is 0.
     """
-    sizes = [2 * math.prod((channels, height, width)), 2 * length, 2 * length * states]
+    size, name = 2 * math.prod((channels, height, width)), "mean" if form.mean else "moments"
+    sizes = [size, 2 * length, 2 * length * states, size if form.mirrored else 0]
     ends = list(accumulate(sizes))
-    described = {
-        "moments": {"dtype": "F16", "shape": [channels, height, width], "data_offsets": [0, ends[0]]},
+    described: dict[str, dict[str, Any]] = {
+        name: {"dtype": "F16", "shape": [channels, height, width], "data_offsets": [0, ends[0]]},
         "tokens": {"dtype": "U16", "shape": [length], "data_offsets": [ends[0], ends[1]]},
     }
     if states:
         described["states"] = {"dtype": "F16", "shape": [length, states], "data_offsets": [ends[1], ends[2]]}
+    if form.mirrored:
+        described["mirrored"] = {**described[name], "data_offsets": [ends[2], ends[3]]}
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    first, second, third, last = (len(header) + end for end in (0, *ends))
+    first, second, third, fourth, last = (len(header) + end for end in (0, *ends))
     return Layout(
         shape=(channels, height, width),
         length=length,
         header=header,
         moments=slice(first, second),
         tokens=slice(second, third),
-        states=slice(third, last),
+        states=slice(third, fourth),
         width=states,
+        mirrored=slice(fourth, last),
+        mean=form.mean,
         total=last,
     )
 
 
 def pack(
-    moments: npt.NDArray[np.float16], tokens: npt.NDArray[np.uint16], states: npt.NDArray[np.float16] | None = None
+    moments: npt.NDArray[np.float16],
+    tokens: npt.NDArray[np.uint16],
+    states: npt.NDArray[np.float16] | None = None,
+    mirrored: npt.NDArray[np.float16] | None = None,
+    mean: bool = False,
 ) -> bytes:
-    """The bytes of one sample: moments float16 [2C, h, w], tokens uint16 [L], states float16 [L, D] or none."""
+    """The bytes of one sample.
+
+    Moments float16 [2C, h, w], or with `mean` [C, h, w]; tokens uint16 [L]; states float16 [L, D] or none; the mirrored
+    picture's moments or none.
+    """
     assert moments.dtype == np.float16, moments.dtype
     assert tokens.dtype == np.uint16, tokens.dtype
+    assert states is None or (states.dtype == np.float16 and len(states) == len(tokens)), "states of each token"
+    assert mirrored is None or (mirrored.dtype == np.float16 and mirrored.shape == moments.shape), "of equal pictures"
+    form = Form(mean=mean, mirrored=mirrored is not None)
     channels, height, width = moments.shape
-    if states is None:
-        return layout(channels, height, width, len(tokens)).header + moments.tobytes() + tokens.tobytes()
-    assert states.dtype == np.float16 and len(states) == len(tokens), (states.dtype, states.shape)
-    found = layout(channels, height, width, len(tokens), states.shape[1])
-    return found.header + moments.tobytes() + tokens.tobytes() + states.tobytes()
+    found = layout(channels, height, width, len(tokens), 0 if states is None else states.shape[1], form)
+    stored = [one.tobytes() for one in (moments, tokens, states, mirrored) if one is not None]
+    return found.header + b"".join(stored)

@@ -1,50 +1,41 @@
-"""One image shard to one latent shard: decode, encode, write a tar of equal members and its parquet."""
+"""One image shard to one latent shard: decode, encode, write a tar of equal members and its parquet.
+
+Beside a GPU, threads decode the next batch and write the one before while it works on this one. On CPU all is done in
+turn: there the processes share out the cores (bigdiff.prep.encode_workers).
+"""
 
 import hashlib
-import io
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer
+from xxhash import xxh3_64_intdigest
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import index
-from bigdiff.data.decoding import Pixels, Undecodable
-from bigdiff.data.member import layout, pack
-from bigdiff.data.pixels import square
+from bigdiff.data.decoding import Pixels, Undecodable, decode
+from bigdiff.data.member import pack
+from bigdiff.data.pixels import framed
 from bigdiff.models.components import token_ids
-from bigdiff.models.encoders import decode as decode_latents
-from bigdiff.models.encoders import moments
+from bigdiff.prep.encoder import CANARY, Encoded, Encoder, Half, canary, encode, states
+from bigdiff.prep.latent_figures import Totals
 from bigdiff.runtime.files import replacing, sha256
 
 EXTENSION = "safetensors"
 
 Sources = Sequence[tuple[str, int, int]]  # key, offset and length of each image in its tar
 Tell = Callable[[int], None]  # told the number of images done, batch by batch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoder:
-    """What turns images and captions into samples; the same for every shard of a set."""
-
-    vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
-    resolution: int
-    batch: int  # images encoded together; 64 small ones keep the activations in a core's cache
-    device: torch.device
-    threads: int  # that decode images; 1 decodes between the batches
-    least_psnr: float  # dB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +47,10 @@ class Record:
     bytes: int
     sha256: str
     psnr: float  # dB of the canary's reconstruction
-    enlarged: int  # images whose shorter side was below the resolution
+    enlarged: int  # images that were smaller than what is shown of them
+    mean: float | None = None  # of the latents, unscaled; None from a version that did not look
+    std: float | None = None
+    spread: float = 0.0  # the widest batch's, where the mean alone is stored
     index_sha256: str = ""  # of the parquet
 
 
@@ -70,34 +64,95 @@ def write_shard(
         RunError: for a damaged image, a moment beyond float16, or a reconstruction below `least_psnr`.
     """
     table = read_table(images / f"{name}{ending}")
-    sources = _sources(table)
+    sources = places(table)
     tokens = token_ids(encoder.tokenizer, table["caption"].to_pylist()).numpy().astype(np.uint16)
-    digests: list[str] = []
-    enlarged, psnr = 0, math.inf
+    enlarged, psnr, spread, totals = 0, math.inf, 0.0, Totals()
     with replacing(output / f"{name}.tar") as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for start, pixels, small in batches(images / f"{name}.tar", sources, encoder):
-                stored = encode(encoder, pixels, [key for key, _, _ in sources[start : start + len(pixels)]])
+        with Members(temporary, encoder) as members:
+            for start, shown, small in batches(images / f"{name}.tar", sources, encoder):
+                rows = slice(start, start + len(shown))
+                keys = [key for key, _, _ in sources[rows]]
+                stored = encode(encoder, shown, keys)
                 if start == 0:
-                    psnr = canary(encoder, pixels, stored, output / name)
-                for row, sample in enumerate(stored, start):
-                    content = pack(sample, tokens[row])
-                    digests.append(hashlib.sha256(content).hexdigest())
-                    _add(archive, f"{sources[row][0]}.{EXTENSION}", content)
-                enlarged += small
-                tell(len(pixels))
-        found = index.scan(temporary)
-        _write_table(output / f"{name}.parquet", found.members, table, digests)
+                    psnr = canary(encoder, shown[:CANARY], stored.moments[:CANARY], output / name)
+                members.add(keys, stored, tokens[rows], states(encoder, tokens[rows]))
+                totals.add(stored.moments[:, : encoder.vae.config["latent_channels"]])
+                enlarged, spread = enlarged + small, max(spread, stored.spread)
+                tell(len(shown))
+        _write_table(output / f"{name}.parquet", members.found, table, members.digests)
         record = Record(
             name=name,
             samples=len(sources),
-            bytes=found.bytes,
-            sha256=found.sha256,
+            bytes=members.bytes,
+            sha256=members.sha256,
             psnr=round(psnr, 2),
             enlarged=enlarged,
+            mean=totals.mean,
+            std=totals.std,
+            spread=float(f"{spread:.3g}"),
             index_sha256=sha256(output / f"{name}.parquet"),
         )
     return record
+
+
+class Members:
+    """A tar that is written batch by batch, at once, or with several threads behind the caller by at most two.
+
+    Its checksums and places are taken while it is written: nothing is read again. Same samples, same bytes: time, owner
+    and mode are constants.
+    """
+
+    def __init__(self, tar: Path, encoder: Encoder) -> None:
+        self.found: index.Members = {}
+        self.digests: list[str] = []  # sha256 of each member so far
+        self.bytes = 0
+        self._sha256, self._mean_only = hashlib.sha256(), encoder.mean_only
+        self._file = tar.open("wb", buffering=1 << 20)
+        self._thread = ThreadPoolExecutor(1) if encoder.threads > 1 else None
+        self._pending: list[Future[None]] = []
+
+    @property
+    def sha256(self) -> str:
+        """Of what is written."""
+        return self._sha256.hexdigest()
+
+    def add(self, keys: Sequence[str], stored: Encoded, tokens: npt.NDArray[np.uint16], states: Half | None) -> None:
+        """A member for each key."""
+        if self._thread is None:
+            self._add(keys, stored, tokens, states)
+            return
+        self._pending.append(self._thread.submit(self._add, keys, stored, tokens, states))
+        if len(self._pending) > 2:
+            self._pending.pop(0).result()
+
+    def _add(self, keys: Sequence[str], stored: Encoded, tokens: npt.NDArray[np.uint16], states: Half | None) -> None:
+        for row, key in enumerate(keys):
+            text = None if states is None else states[row]
+            other = None if stored.mirrored is None else stored.mirrored[row]
+            content = pack(stored.moments[row], tokens[row], text, other, self._mean_only)
+            member = tarfile.TarInfo(f"{key}.{EXTENSION}")
+            member.size = len(content)
+            self._put(member.tobuf(tarfile.USTAR_FORMAT))
+            self.found[key] = {EXTENSION: index.Member(self.bytes, len(content), xxh3_64_intdigest(content))}
+            self.digests.append(hashlib.sha256(content).hexdigest())
+            self._put(content)
+            self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
+
+    def _put(self, content: bytes) -> None:
+        self._file.write(content)
+        self._sha256.update(content)
+        self.bytes += len(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file:
+            with self._thread or nullcontext():
+                for one in self._pending:
+                    one.result()
+            end = 2 * tarfile.BLOCKSIZE  # of zeros, and up to a whole record
+            self._put(bytes(end + -(self.bytes + end) % tarfile.RECORDSIZE))
 
 
 def read_table(path: Path) -> pa.Table:
@@ -118,77 +173,45 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
-def batches(tar: Path, sources: Sources, encoder: Encoder) -> Iterator[tuple[int, Pixels, int]]:
-    """(first row, pixels uint8 [B, R, R, 3], enlarged images) of each batch, decoded by `encoder.threads`.
+def batches(tar: Path, sources: Sources, encoder: Encoder) -> Generator[tuple[int, torch.Tensor, int], None, None]:
+    """(first row, pixels uint8 [B, H, W, 3], enlarged images) of each batch, decoded by `encoder.threads`.
 
-    With several threads one batch is decoded ahead of the one that is encoded.
+    With several threads one batch is decoded ahead of the one that is encoded, into pinned memory.
     """
-    descriptor = os.open(tar, os.O_RDONLY)
+    descriptor, frame = os.open(tar, os.O_RDONLY), encoder.frame
 
-    def one(source: tuple[str, int, int]) -> tuple[Pixels, bool]:
+    def one(source: tuple[str, int, int], target: Pixels) -> bool:
         key, offset, length = source
         try:
-            return square(os.pread(descriptor, length, offset), encoder.resolution)
+            pixels = decode(os.pread(descriptor, length, offset))
+            target[:] = framed(pixels, frame)
         except Undecodable as error:
             raise RunError(f"{tar}: image {key} cannot be decoded ({error}); build the image set again") from error
+        return bool(pixels.shape[0] < frame.height or pixels.shape[1] < frame.width)
 
-    starts = range(0, len(sources), encoder.batch)
     pool = ThreadPoolExecutor(encoder.threads) if encoder.threads > 1 else None
+
+    def begun(start: int) -> tuple[torch.Tensor, Iterator[bool]]:
+        rows = sources[start : start + encoder.batch]
+        shape = (len(rows), frame.height, frame.width, 3)
+        shown = torch.empty(shape, dtype=torch.uint8, pin_memory=encoder.device.type == "cuda")
+        return shown, (map if pool is None else pool.map)(one, rows, shown.numpy())
+
     try:
-        ahead = None
-        for start in starts:
-            rows = sources[start : start + encoder.batch]
-            following = sources[start + encoder.batch : start + 2 * encoder.batch]
-            decoded = list(map(one, rows) if pool is None else ahead or pool.map(one, rows))
-            ahead = pool.map(one, following) if pool is not None and following else None
-            yield start, np.stack([pixels for pixels, _ in decoded]), sum(small for _, small in decoded)
+        ahead = begun(0)
+        for start in range(0, len(sources), encoder.batch):
+            shown, enlarged = ahead
+            small = sum(enlarged)
+            ahead = begun(start + encoder.batch)
+            yield start, shown, small
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
         os.close(descriptor)
 
 
-@torch.inference_mode()
-def encode(encoder: Encoder, pixels: Pixels, keys: Sequence[str]) -> npt.NDArray[np.float16]:
-    """Moments float16 [B, 2C, h, w] of uint8 pixels [B, R, R, 3].
-
-    Raises:
-        RunError: naming the first sample whose moments float16 cannot hold.
-    """
-    stored = moments(encoder.vae, _normalised(pixels, encoder.device)).half()
-    finite = stored.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        key = keys[int((~finite).nonzero()[0])]
-        raise RunError(f"the autoencoder gives sample {key} moments beyond float16's range: choose another autoencoder")
-    result: npt.NDArray[np.float16] = stored.cpu().contiguous().numpy()
-    return result
-
-
-@torch.inference_mode()
-def canary(encoder: Encoder, pixels: Pixels, stored: npt.NDArray[np.float16], where: Path) -> float:
-    """PSNR in dB (peak to peak 2) of what the stored means decode to, against the pixels.
-
-    Raises:
-        RunError: below `encoder.least_psnr`: the latents would not be pictures (wrong pixel range, VAE or kernel).
-    """
-    mean = torch.from_numpy(stored).to(encoder.device, torch.float32).chunk(2, dim=1)[0]
-    drawn = decode_latents(encoder.vae, mean * encoder.vae.config["scaling_factor"])
-    error = float((drawn - _normalised(pixels, encoder.device)).square().mean())
-    psnr = 10 * math.log10(4 / max(error, 1e-12))
-    if psnr < encoder.least_psnr:
-        raise RunError(
-            f"{where}: the first batch comes back from the autoencoder at {psnr:.1f} dB, below {encoder.least_psnr:g} "
-            "dB: this autoencoder does not fit these images"
-        )
-    return psnr
-
-
-def _normalised(pixels: Pixels, device: torch.device) -> torch.Tensor:
-    # [B, H, W, 3] seen as [B, 3, H, W] is channels_last already: no copy
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def _sources(table: pa.Table) -> Sources:
+def places(table: pa.Table) -> Sources:
+    """Key, offset and length of each picture of a shard's parquet."""
     extension = index.picture_member(table.column_names)
     offsets, lengths = (table[f"{extension}_{part}"].to_pylist() for part in ("offset", "length"))
     return list(zip(table["key"].to_pylist(), offsets, lengths, strict=True))
@@ -199,12 +222,6 @@ def _index_columns(table: pa.Table) -> set[str]:
     found = [name.removesuffix("_offset") for name in table.column_names if name.endswith("_offset")]
     found = [extension for extension in found if f"{extension}_length" in table.column_names]
     return {f"{extension}_{part}" for extension in found for part in (*index.PARTS, "ext")}
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time, owner and mode are constants: the same samples give the same bytes
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
 
 
 def _write_table(final: Path, found: index.Members, table: pa.Table, digests: list[str]) -> None:
@@ -220,10 +237,3 @@ def _write_table(final: Path, found: index.Members, table: pa.Table, digests: li
         result = result.append_column(column, pa.array(values))
     with replacing(final) as temporary:
         pq.write_table(result.replace_schema_metadata(None), temporary)
-
-
-def member_bytes(encoder: Encoder) -> int:
-    """Bytes of each sample of the set, header included."""
-    channels = 2 * encoder.vae.config["latent_channels"]
-    side = encoder.resolution // 2 ** (len(encoder.vae.config["block_out_channels"]) - 1)
-    return layout(channels, side, side, encoder.tokenizer.model_max_length).total

@@ -41,3 +41,19 @@ def test_each_line_that_differs_is_named(change: dict[str, object]) -> None:
     key, value = next(iter(change.items()))
     assert sentence.startswith(key)
     assert repr(value) in sentence
+
+
+def test_what_is_off_has_no_line_and_what_is_on_its_own() -> None:
+    plain = CONTRACT.lines()
+    assert plain["mirror"] is False and not {"text_states", "text_encoder_sha256", "buckets"} & set(plain)
+    on = replace(CONTRACT, stored="mean", mirror="stored", text_states=768, text_encoder_sha256="d" * 64).lines()
+    assert differences(plain, on)[0].startswith("mirror is False in the set, 'stored' is needed")
+    assert (on["shape"], on["text_states"], on["text_encoder_sha256"]) == ([4, 64, 64], 768, "d" * 64)
+    assert json.loads(json.dumps(on)) == on
+
+
+def test_buckets_have_shapes_in_place_of_a_resolution() -> None:
+    lines = replace(CONTRACT, resolution=0, buckets=((640, 448), (448, 640))).lines()
+    assert lines["buckets"] == {"640x448": [8, 56, 80], "448x640": [8, 80, 56]}
+    assert "resolution" not in lines and "shape" not in lines
+    assert json.loads(json.dumps(lines)) == lines

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data import manifest
 from bigdiff.data.course import Picks
-from bigdiff.data.latents import LatentReader, LatentSet
+from bigdiff.data.damage import Consumed
+from bigdiff.data.latents import Batch, LatentReader, LatentSet, layouts
 from bigdiff.data.member import pack
 
 SIZES = (5, 3, 7)
@@ -85,3 +87,37 @@ def test_an_unfinished_set_is_refused(latents: Path) -> None:
     (latents / manifest.NAME).unlink()
     with pytest.raises(UsageError, match="not a finished shard set"):
         LatentSet(str(latents))
+
+
+def test_mirrored_copies_and_means_are_seen_by_the_contract() -> None:
+    contract = {"shape": [4, 3, 2], "text_length": 5, "text_states": 6, "stored": "mean", "mirror": "stored"}
+    (found,) = layouts(contract, "x").values()
+    random = np.random.default_rng(0)
+    stored, mirrored = (random.normal(size=(2, 4, 3, 2)).astype(np.float16) for _ in range(2))
+    states, tokens = random.normal(size=(5, 6)).astype(np.float16), np.arange(5, dtype=np.uint16)
+    members = [pack(stored[row], tokens, states, mirrored[row], mean=True) for row in range(2)]
+    batch = Batch(
+        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(2, -1),
+        layout=found,
+        bucket="",
+        positions=torch.arange(2),
+        consumed=Consumed(position=0, samples=2, digest=0, substituted=()),
+        wait_seconds=0.0,
+    )
+    assert found.mean and np.array_equal(batch.moments.numpy(), stored)
+    assert np.array_equal(batch.mirrored.numpy(), mirrored)
+    assert np.array_equal(batch.states[1].numpy(), states)
+    assert found.stored == "mean (4, 3, 2) and 5 tokens with states of 6 and mirrored ones"
+
+
+def test_sets_of_other_forms_do_not_share_a_batch(tmp_path: Path, latents: Path, latent_set: Make) -> None:
+    other = latent_set(tmp_path / "b", (4,))
+    content = json.loads((other / manifest.NAME).read_text())
+    content["contract"]["mirror"] = "stored"
+    (other / manifest.NAME).write_text(json.dumps(content))
+    with (
+        LatentSet(str(latents)) as one,
+        LatentSet(str(other)) as two,
+        pytest.raises(UsageError, match=r"and mirrored ones, .*share a batch"),
+    ):
+        LatentReader([one, two])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from bigdiff.data.member import layout, pack
+from bigdiff.data.member import Form, layout, pack
 
 
 @pytest.mark.parametrize(("shape", "length"), [((8, 64, 64), 77), ((16, 4, 4), 32), ((2, 1, 3), 1)])
@@ -30,6 +30,45 @@ def test_text_states_lie_behind_the_tokens() -> None:
     places = layout(8, 4, 4, 5, 16)
     assert len(content) == places.total and content[places.states] == states.tobytes()
     assert content[places.tokens] == tokens.tobytes()
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("states", [0, 16])
+def test_mirrored_copies_lie_at_the_end_and_a_mean_has_its_name(mean: bool, states: int) -> None:
+    random = np.random.default_rng(2)
+    stored, mirrored = (random.normal(size=(4, 3, 5)).astype(np.float16) for _ in range(2))
+    tokens, text = np.arange(5, dtype=np.uint16), random.normal(size=(5, states)).astype(np.float16)
+    content = pack(stored, tokens, text if states else None, mirrored, mean)
+    found = load(content)
+    assert set(found) == {"mean" if mean else "moments", "tokens", "mirrored"} | ({"states"} if states else set())
+    assert np.array_equal(found["mirrored"], mirrored)
+    assert np.array_equal(found["mean" if mean else "moments"], stored)
+    places = layout(4, 3, 5, 5, states, Form(mean=mean, mirrored=True))
+    assert len(content) == places.total and places.mean is mean
+    assert content[places.mirrored] == mirrored.tobytes()
+    assert content[places.moments] == stored.tobytes()
+    assert content[places.states] == text.tobytes()
+
+
+def test_a_plain_member_has_the_bytes_it_always_had() -> None:
+    content = pack(np.zeros((2, 1, 1), np.float16), np.zeros(3, np.uint16))
+    header = (
+        b'{"moments":{"dtype":"F16","shape":[2,1,1],"data_offsets":[0,4]},'
+        b'"tokens":{"dtype":"U16","shape":[3],"data_offsets":[4,10]}}'
+    )
+    padded = header + b" " * (-len(header) % 8)
+    assert content == len(padded).to_bytes(8, "little") + padded + bytes(10)
+    places = layout(2, 1, 1, 3)
+    assert places.mirrored == places.states == slice(places.total, places.total)
+
+
+def test_a_mirrored_copy_of_another_shape_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        pack(
+            np.zeros((2, 1, 2), np.float16),
+            np.zeros(3, np.uint16),
+            mirrored=np.zeros((2, 2, 1), np.float16),
+        )
 
 
 def test_other_types_are_refused() -> None:

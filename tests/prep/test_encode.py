@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 import os
 import shutil
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,18 +16,21 @@ import pytest
 import safetensors.torch
 import torch
 import webdataset
+from PIL import Image
 from tqdm import tqdm
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_stage
+from bigdiff.config.prep import Pack, Prep
+from bigdiff.data import images as images_of
 from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Consumed
 from bigdiff.data.foreign import index_folder
 from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.models import components
-from bigdiff.prep import encode
-from bigdiff.prep.encode import Settings
+from bigdiff.prep import encode, latent_settings
+from bigdiff.prep.latent_settings import Settings
 
 ImageSet = Callable[..., Path]
 
@@ -45,19 +50,6 @@ def settings(toy: Path) -> Settings:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_any_number_of_workers_gives_the_same_bytes(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
-    images = image_set(9, 5, 7)
-    one, two, nine = (tmp_path / name for name in ("one", "two", "nine"))
-    made = [
-        encode.encode(images, folder, replace(settings, workers=n)) for n, folder in ((1, one), (2, two), (9, nine))
-    ]
-    assert made[0] == made[1] == made[2] == manifest.read(one, "latents")
-    assert made[0].sizes.tolist() == [9, 5, 7]
-    names = [f"{number:05d}.{end}" for number in range(3) for end in ("parquet", "tar")]
-    assert sorted(content(one)) == [*names, "manifest.json"]
-    assert content(one) == content(two) == content(nine)
 
 
 def test_stock_webdataset_and_our_reader_see_every_sample(
@@ -119,7 +111,7 @@ def test_the_set_fits_the_stage_that_names_it_and_no_other(
     from bigdiff.train.networks import needed_contract
 
     stage = load_stage(str(toy / "stage.yaml"))
-    chosen = encode.of_stage(stage, workers=1, least_psnr=0.0)
+    chosen = latent_settings.of_stage(stage, latent_settings.Asked(workers=1, least_psnr=0.0))
     assert replace(chosen, batch=4) == settings
     made = encode.encode(image_set(4), tmp_path / "out", chosen)
     vae, tokenizer = components.load_vae(chosen.vae), components.load_tokenizer(chosen.tokenizer, 12)
@@ -193,9 +185,10 @@ def test_a_shard_that_is_recorded_but_lost_or_cut_is_made_again(
     images, out = image_set(5, 5, 5), tmp_path / "out"
     made = encode.encode(images, out, settings)
     whole = content(out)
+    figures = {"psnr": 0.0, "enlarged": 0}  # as a version before the latents' mean and deviation left them
     encode.write_json(out / encode.WORK / encode.SETTINGS, {"contract": made.contract, "lineage": made.lineage})
     for shard in made.shards:
-        encode.write_json(out / encode.WORK / f"{shard.name}.json", _recorded(shard) | {"psnr": 0.0, "enlarged": 0})
+        encode.write_json(out / encode.WORK / f"{shard.name}.json", _recorded(shard) | figures)
     (out / manifest.NAME).unlink()
     encoder = encode.load(settings)
     assert encode.prepare(images, out, settings, encoder).todo == ()
@@ -267,10 +260,107 @@ def test_unusable_input_is_refused(image_set: ImageSet, settings: Settings, toy:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_workers_error_is_the_commands(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
-    images = image_set(3, 3)
-    file = images / "00001.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["caption"]), file)
-    with pytest.raises(UsageError, match=r"00001\.parquet has no column 'caption'"):
-        encode.encode(images, tmp_path / "out", replace(settings, workers=2))
-    assert multiprocessing.active_children() == []
+BUCKETS = ("16x8", "8x16", "16x8")
+
+
+def in_buckets(folder: Path, buckets: tuple[str, ...]) -> Path:
+    made = manifest.read(folder, "images")
+    shards = [replace(one, bucket=bucket) for one, bucket in zip(made.shards, buckets, strict=True)]
+    manifest.write(folder, replace(made, shards=tuple(shards)))
+    return folder
+
+
+def test_buckets_are_encoded_at_their_sizes_and_read(
+    image_set: ImageSet, settings: Settings, toy: Path, tmp_path: Path
+) -> None:
+    images, out = in_buckets(image_set(5, 4, 3), BUCKETS), tmp_path / "out"
+    made = encode.encode(images, out, replace(settings, resolution=0, workers=2))
+    assert made.buckets == BUCKETS
+    assert made.contract["buckets"] == {"16x8": [4, 4, 8], "8x16": [4, 8, 4]}
+    assert not {"shape", "resolution"} & set(made.contract)
+    vae = components.load_vae(str(toy / "vae"))
+    with LatentSet(str(out)) as latents, images_of.ImageSet(str(images)) as pictures:
+        readers = LatentReader([latents]), images_of.ImageReader([pictures], images_of.Framing())
+        for shard, bucket in enumerate(BUCKETS):
+            rows = np.arange(made.shards[shard].samples)
+            picks = Picks(bucket=bucket, sources=rows * 0, shards=rows * 0 + shard, rows=rows)
+            of_latents, of_pictures = (read(reader, picks) for reader in readers)
+            expected = vae.encode(of_pictures.pixels / 127.5 - 1).latent_dist.parameters
+            assert torch.allclose(of_latents.moments.float(), expected, atol=2e-3, rtol=2e-3)
+    assert encode.encode(images, out, replace(settings, resolution=0)) == made
+
+
+def test_what_the_packer_sorts_into_buckets_is_encoded_in_them(
+    packed_set: Callable[..., Path], settings: Settings, tmp_path: Path
+) -> None:
+    def drawn(number: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (60 + 30 * (number % 3), 90), (number * 20, 90, 40)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    prep = Prep(pack=Pack(resolution=16, bucket_step=4, format="png", samples_per_shard=2))
+    images = packed_set([drawn(number) for number in range(9)], prep)
+    made = encode.encode(images, tmp_path / "out", replace(settings, resolution=0))
+    assert made.buckets == manifest.read(images, "images").buckets
+    assert len(set(made.buckets)) == 3
+    assert made.samples == 9
+
+
+def read(reader: Any, picks: Picks) -> Any:
+    count = len(picks.rows)
+    held = reader.hold(count)
+    assert reader.fill(held, 0, 0, picks) == []
+    return reader.make(held, 0, picks, Consumed(position=0, samples=count, digest=0, substituted=()), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "resolution", "sentence"),
+    [
+        (("16x8", "8x16"), 8, "have buckets that say their sizes"),
+        (("", ""), 0, "has no buckets, which would say its shapes: give --resolution"),
+        (("16x8", ""), 0, "some shards of .* have a bucket and others none"),
+        (("16x8", "wide"), 0, "bucket 'wide' of .* is no size such as"),
+        (("16x8", "15x8"), 0, "bucket '15x8' of .* does not divide by the autoencoder's 2"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(
+    image_set: ImageSet, settings: Settings, tmp_path: Path, buckets: tuple[str, ...], resolution: int, sentence: str
+) -> None:
+    images = in_buckets(image_set(2, 2), buckets)
+    with pytest.raises(UsageError, match=sentence):
+        encode.encode(images, tmp_path / "out", replace(settings, resolution=resolution))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_with_states_has_the_empty_caption_s_once(
+    image_set: ImageSet, settings: Settings, toy: Path, tmp_path: Path
+) -> None:
+    images, out = image_set(3, 3), tmp_path / "out"
+    chosen = replace(settings, text_encoder=str(toy / "text_encoder"))
+    made = encode.encode(images, out, chosen)
+    text, tokenizer = (
+        components.load_text_encoder(chosen.text_encoder),
+        components.load_tokenizer(settings.tokenizer, 12),
+    )
+    assert made.contract["text_states"] == 16
+    assert made.contract["text_encoder_sha256"] == components.weights_sha256(text)
+    stored = safetensors.torch.load_file(out / encode.EMPTY)
+    ids = components.token_ids(tokenizer, [""])
+    assert torch.equal(stored["tokens"].to(torch.int64), ids[0])
+    assert torch.equal(stored["states"], text(ids).last_hidden_state[0].half())
+    with pytest.raises(UsageError, match="text_states is 16 in the set, None is needed"):
+        encode.encode(images, out, settings)
+    with pytest.raises(UsageError, match="mirror is False in the set, 'stored' is needed"):
+        encode.encode(images, out, replace(chosen, mirrored=True))
+
+
+def test_a_mean_that_loses_something_leaves_nothing(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--mean-only would lose something"):
+        encode.encode(image_set(3), tmp_path / "out", replace(settings, mean_only=True))
+    assert not (tmp_path / "out").exists(), "the same command without it is not refused"
+
+
+def test_the_figures_of_each_shard_are_in_the_lineage(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:
+    made = encode.encode(image_set(3, 4), tmp_path / "out", settings)
+    assert [len(made.lineage[key]) for key in ("psnr_db", "latent_mean", "latent_std")] == [2, 2, 2]
+    assert "posterior_spread" not in made.lineage and "text_encoder" not in made.lineage

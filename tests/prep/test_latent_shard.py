@@ -17,10 +17,11 @@ from torchvision.transforms.v2 import functional
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import images as images_of
+from bigdiff.data import index
 from bigdiff.data.course import Picks
 from bigdiff.models import components
 from bigdiff.prep import latent_shard
-from bigdiff.prep.latent_shard import Encoder
+from bigdiff.prep.encoder import Encoded, Encoder
 
 ImageSet = Callable[..., Path]
 
@@ -77,7 +78,9 @@ def test_the_parquet_says_where_each_member_lies(image_set: ImageSet, encoder: E
     ]
     tar = (tmp_path / "00000.tar").read_bytes()
     assert (record.samples, record.bytes, record.sha256) == (6, len(tar), hashlib.sha256(tar).hexdigest())
-    assert set(table["safetensors_length"]) == {latent_shard.member_bytes(encoder)}
+    found = index.scan(tmp_path / "00000.tar")
+    assert index.columns(table["key"], found.members)["safetensors_offset"].tolist() == table["safetensors_offset"]
+    assert set(table["safetensors_length"]) == {encoder.layout.total}
     assert len(set(np.diff(table["safetensors_offset"]))) == 1
     for row in range(6):
         start = table["safetensors_offset"][row]
@@ -154,17 +157,37 @@ def test_the_canary_refuses_an_autoencoder_that_does_not_fit(
     assert list(tmp_path.glob("0*")) == []
 
 
-def test_the_canarys_figure_is_the_psnr_of_the_posterior_mean(encoder: Encoder) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    moments = latent_shard.encode(encoder, pixels, ["a", "b", "c"])
-    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-    drawn = encoder.vae.decode(torch.from_numpy(moments[:, :2]).float()).sample.clamp(-1, 1)
-    expected = 10 * torch.log10(4 / (drawn - wanted).square().mean())
-    assert latent_shard.canary(encoder, pixels, moments, Path("x")) == pytest.approx(float(expected), abs=1e-3)
+def test_each_form_is_what_the_reader_gives(image_set: ImageSet, encoder: Encoder, toy: Path, tmp_path: Path) -> None:
+    source = image_set(6)
+    text = components.load_text_encoder(str(toy / "text_encoder"))
+    plain, every = tmp_path / "plain", tmp_path / "every"
+    latent_shard.write_shard(source, plain, "00000", encoder, lambda count: None)
+    full = replace(encoder, text_encoder=text, mirrored=True)
+    one = latent_shard.write_shard(source, every, "00000", full, lambda count: None)
+    four = latent_shard.write_shard(source, tmp_path / "four", "00000", replace(full, threads=4), lambda count: None)
+    assert one == four
+    for before, after in zip(stored(plain), stored(every), strict=True):
+        tensors = safetensors.torch.load(after["safetensors"])  # type: ignore[arg-type]
+        for name, tensor in safetensors.torch.load(before["safetensors"]).items():  # type: ignore[arg-type]
+            assert torch.equal(tensors[name], tensor)
+        assert set(tensors) == {"moments", "tokens", "states", "mirrored"}
+        assert len(after["safetensors"]) == full.layout.total  # type: ignore[arg-type]
+        expected = text(tensors["tokens"].to(torch.int64)[None]).last_hidden_state[0]
+        assert torch.allclose(tensors["states"].float(), expected, atol=2e-3, rtol=1e-3)
 
 
-def test_moments_beyond_float16_are_refused(encoder: Encoder) -> None:
-    with torch.no_grad():
-        encoder.vae.quant_conv.bias.fill_(1e6)
-    with pytest.raises(RunError, match="sample a moments beyond float16"):
-        latent_shard.encode(encoder, np.zeros((2, 16, 16, 3), np.uint8), ["a", "b"])
+def test_the_figures_are_those_of_the_stored_latents(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    record = latent_shard.write_shard(image_set(9), tmp_path, "00000", encoder, lambda count: None)
+    means = np.stack([safetensors.torch.load(one["safetensors"])["moments"][:2].double() for one in stored(tmp_path)])  # type: ignore[arg-type]
+    assert record.mean == pytest.approx(means.mean(), rel=1e-3)
+    assert record.std == pytest.approx(means.std(), rel=1e-3)
+
+
+def test_what_goes_wrong_while_writing_behind_is_raised(encoder: Encoder, tmp_path: Path) -> None:
+    half = np.zeros((1, 4, 8, 8), np.float16)
+    given = Encoded(moments=half, mirrored=None, spread=0.0)
+    with (
+        pytest.raises(ValueError, match="too long"),  # a name that a plain tar cannot hold
+        latent_shard.Members(tmp_path / "x.tar", replace(encoder, threads=2)) as members,
+    ):
+        members.add(["k" * 300], given, np.zeros((1, 12), np.uint16), None)

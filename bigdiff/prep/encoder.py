@@ -1,0 +1,266 @@
+"""From pixels and captions to what a latent set stores: the networks, what goes in, what comes out, and its checks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.data import pixels
+from bigdiff.data.contract import LatentContract
+from bigdiff.data.images import BUCKET, Framing
+from bigdiff.data.member import Form, Layout, layout
+from bigdiff.data.pixels import Frame
+from bigdiff.models.components import (
+    load_text_encoder,
+    load_tokenizer,
+    load_vae,
+    token_ids,
+    tokenizer_sha256,
+    weights_sha256,
+)
+from bigdiff.models.encoders import LOG_VARIANCE, decode, moments, text_states
+from bigdiff.prep.latent_settings import Settings
+
+Half = npt.NDArray[np.float16]
+CANARY: Final = 8  # pictures of a shard that are decoded again: each costs two encoded ones
+# of the latents' standard deviation: a posterior that is narrower adds less than 1e-4 to their variance
+NARROW: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoder:
+    """What turns images and captions into samples; the same for every shard of a set."""
+
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    resolution: int
+    batch: int  # images encoded together; 64 small ones keep the activations in a core's cache
+    device: torch.device
+    threads: int  # that decode images; 1 decodes and writes between the batches
+    least_psnr: float  # dB
+    text_encoder: CLIPTextModel | None = None  # whose states are stored, too
+    mirrored: bool = False  # the mirrored pictures' latents are stored, too
+    mean_only: bool = False  # the posterior's mean is stored without its log-variance
+    bucket: str = ""  # "WIDTHxHEIGHT" of the shard in hand, where the set has buckets
+
+    @property
+    def frame(self) -> Frame:
+        """What is shown of each picture."""
+        width, height = Framing(resolution=self.resolution).size(self.bucket)
+        return Frame(width=width, height=height)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the members."""
+        frame, one = self.frame, factor(self.vae)
+        channels = self.vae.config["latent_channels"] * (1 if self.mean_only else 2)
+        width = 0 if self.text_encoder is None else int(self.text_encoder.config.hidden_size)
+        form = Form(mean=self.mean_only, mirrored=self.mirrored)
+        return layout(channels, frame.height // one, frame.width // one, self.tokenizer.model_max_length, width, form)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A batch as it is stored."""
+
+    moments: Half  # [B, 2C, h, w], or the mean [B, C, h, w]
+    mirrored: Half | None  # the same of the mirrored pictures
+    spread: float  # the posterior's standard deviation relative to the means'; 0 where it is not asked for
+
+
+def load(settings: Settings) -> Encoder:
+    """The autoencoder and tokenizer of `settings`, on the GPU when there is one.
+
+    Raises:
+        UsageError: when one is absent, or they and the resolution do not fit.
+    """
+    for key in ("text_length", "batch", "workers"):
+        if getattr(settings, key) <= 0:
+            raise UsageError(f"{key}={getattr(settings, key)} must be positive")
+    if settings.resolution < 0:
+        raise UsageError(f"resolution={settings.resolution} must be positive")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load_vae(settings.vae).to(device, memory_format=torch.channels_last)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.text_length)
+    if len(tokenizer) > 2**16:
+        raise UsageError(f"tokenizer {settings.tokenizer} has {len(tokenizer)} tokens, more than uint16 holds")
+    if settings.resolution % factor(vae):
+        raise UsageError(f"resolution={settings.resolution} does not divide by the autoencoder's {factor(vae)}")
+    return Encoder(
+        vae=vae,
+        tokenizer=tokenizer,
+        resolution=settings.resolution,
+        batch=settings.batch,
+        device=device,
+        threads=settings.workers if device.type == "cuda" else 1,
+        least_psnr=settings.least_psnr,
+        text_encoder=_text_encoder(settings, device),
+        mirrored=settings.mirrored,
+        mean_only=settings.mean_only,
+    )
+
+
+def _text_encoder(settings: Settings, device: torch.device) -> CLIPTextModel | None:
+    if not settings.text_encoder:
+        return None
+    found = load_text_encoder(settings.text_encoder)
+    longest = found.config.max_position_embeddings
+    if settings.text_length > longest:
+        raise UsageError(
+            f"text encoder {settings.text_encoder} takes {longest} tokens, text_length={settings.text_length}: lower it"
+        )
+    return found.to(device)
+
+
+def factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent, along a side."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def refuse_buckets(encoder: Encoder, images: Path, buckets: Sequence[str]) -> None:
+    """Raise a UsageError for an image set whose shapes cannot be encoded, or are not the resolution that was asked for.
+
+    `buckets` are those of its shards; "" is one without.
+    """
+    asked, several = encoder.resolution > 0, any(buckets)
+    if several and (asked or not all(buckets)):
+        raise UsageError(
+            f"the shards of {images} have buckets that say their sizes: encode them with --vae, --tokenizer and "
+            f"--output, without --resolution and --stage"
+            if asked
+            else f"some shards of {images} have a bucket and others none: build the image set again"
+        )
+    if not several and not asked:
+        raise UsageError(f"{images} has no buckets, which would say its shapes: give --resolution")
+    for bucket in buckets:
+        if bucket and not BUCKET.fullmatch(bucket):
+            raise UsageError(f"bucket {bucket!r} of {images} is no size such as '640x448': build the image set again")
+        frame = replace(encoder, bucket=bucket).frame
+        if frame.width % factor(encoder.vae) or frame.height % factor(encoder.vae):
+            raise UsageError(
+                f"bucket {bucket!r} of {images} does not divide by the autoencoder's {factor(encoder.vae)}"
+            )
+
+
+def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
+    """The contract of the set that `encoder` makes of an image set with these `buckets` (none: of one shape)."""
+    text = encoder.text_encoder
+    sizes = [replace(encoder, bucket=bucket).frame for bucket in sorted(set(buckets)) if bucket]
+    return LatentContract(
+        vae_sha256=weights_sha256(encoder.vae),
+        vae_scaling_factor=float(encoder.vae.config["scaling_factor"]),
+        vae_factor=factor(encoder.vae),
+        latent_channels=encoder.vae.config["latent_channels"],
+        resolution=encoder.resolution,
+        tokenizer_sha256=tokenizer_sha256(encoder.tokenizer),
+        empty_tokens=tuple(token_ids(encoder.tokenizer, [""])[0].tolist()),
+        stored="mean" if encoder.mean_only else "moments",
+        resize=pixels.RESIZE,
+        crop=pixels.CROP,
+        mirror="stored" if encoder.mirrored else False,
+        text_states=0 if text is None else int(text.config.hidden_size),
+        text_encoder_sha256="" if text is None else weights_sha256(text),
+        buckets=tuple((size.width, size.height) for size in sizes),
+    )
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> Encoded:
+    """What is stored of uint8 pixels [B, H, W, 3].
+
+    Raises:
+        RunError: naming the first sample whose moments float16 cannot hold.
+        UsageError: when the mean alone is to be stored, and the posterior is too wide for that.
+    """
+    found = moments(encoder.vae, normalised(shown, encoder.device))
+    spread = posterior_spread(found) if encoder.mean_only else 0.0
+    if spread > NARROW:
+        raise UsageError(
+            f"--mean-only would lose something: the posterior's standard deviation is {spread:.2g} of the latents' on "
+            f"the pictures from {keys[0]} on, more than {NARROW:g}: encode without it"
+        )
+    other = moments(encoder.vae, normalised(shown.flip(2), encoder.device)) if encoder.mirrored else None
+    return Encoded(
+        moments=_half(encoder, found, keys),
+        mirrored=None if other is None else _half(encoder, other, keys),
+        spread=spread,
+    )
+
+
+def posterior_spread(found: torch.Tensor) -> float:
+    """Root mean square of the posterior's standard deviation over the standard deviation of the means."""
+    mean, log_variance = found.float().chunk(2, dim=1)
+    within = log_variance.clamp(*LOG_VARIANCE).exp().mean()
+    return float((within / mean.var().clamp_min(1e-12)).sqrt())
+
+
+def _half(encoder: Encoder, found: torch.Tensor, keys: Sequence[str]) -> Half:
+    stored = (found.chunk(2, dim=1)[0] if encoder.mean_only else found).half()
+    finite = stored.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        key = keys[int((~finite).nonzero()[0])]
+        raise RunError(f"the autoencoder gives sample {key} moments beyond float16's range: choose another autoencoder")
+    result: Half = stored.cpu().contiguous().numpy()
+    return result
+
+
+@torch.inference_mode()
+def states(encoder: Encoder, tokens: npt.NDArray[np.uint16]) -> Half | None:
+    """The text encoder's states float16 [B, L, D] of token ids [B, L], as the trainer would compute them in float32.
+
+    None where they are not stored.
+
+    Raises:
+        RunError: when float16 cannot hold them.
+    """
+    if encoder.text_encoder is None:
+        return None
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(encoder.device)
+    found = text_states(encoder.text_encoder, ids).half()
+    if not bool(found.isfinite().all()):
+        raise RunError("the text encoder gives states beyond float16's range: encode without --text-states")
+    result: Half = found.cpu().contiguous().numpy()
+    return result
+
+
+def empty(encoder: Encoder) -> bytes:
+    """A safetensors file of the caption "": `tokens` uint16 [L] and `states` float16 [L, D]."""
+    tokens = token_ids(encoder.tokenizer, [""]).numpy().astype(np.uint16)
+    found = states(encoder, tokens)
+    assert found is not None, "a set with text states"
+    content: bytes = safetensors.numpy.save({"tokens": tokens[0], "states": found[0]})
+    return content
+
+
+@torch.inference_mode()
+def canary(encoder: Encoder, shown: torch.Tensor, stored: Half, where: Path) -> float:
+    """PSNR in dB (peak to peak 2) of what the stored means decode to, against the pixels uint8 [B, H, W, 3].
+
+    Raises:
+        RunError: below `encoder.least_psnr`: the latents would not be pictures (wrong pixel range, VAE or kernel).
+    """
+    mean = torch.from_numpy(stored).to(encoder.device, torch.float32)[:, : encoder.vae.config["latent_channels"]]
+    drawn = decode(encoder.vae, mean * encoder.vae.config["scaling_factor"])
+    error = float((drawn - normalised(shown, encoder.device)).square().mean())
+    psnr = 10 * math.log10(4 / max(error, 1e-12))
+    if psnr < encoder.least_psnr:
+        raise RunError(
+            f"{where}: its first pictures come back from the autoencoder at {psnr:.1f} dB, below "
+            f"{encoder.least_psnr:g} dB: this autoencoder does not fit these images"
+        )
+    return psnr
+
+
+def normalised(shown: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pixels uint8 [B, H, W, 3] as [B, 3, H, W] in [-1, 1] on the device."""
+    # [B, H, W, 3] seen as [B, 3, H, W] is channels_last already: no copy
+    return shown.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -1,0 +1,131 @@
+"""Training on latents in each form of storage: with text states, of mirrored pictures, of the mean alone."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bigdiff.checkpoint import layout
+from bigdiff.config.load import load_stage
+from bigdiff.data import manifest
+from bigdiff.models import components
+from bigdiff.prep import encode, folder, latent_settings
+from bigdiff.prep.latent_settings import Asked, Settings
+
+Ranks = Callable[..., list[str]]
+TRAIN = """
+import json, sys
+from pathlib import Path
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.runtime.stop import Stop
+from bigdiff.runtime.watchdog import Watchdog
+from bigdiff.runtime.world import enter
+from bigdiff.train import loop, setup
+world = enter(60)
+for options in json.loads(sys.argv[1]):
+    try:
+        stage = load_stage(options[0], options[1:])
+        with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
+            loop.train(run)
+    except UsageError as error:
+        print("refused", stage.name, error)
+"""
+ROUNDING = 3e-4  # relative: what a set stores is rounded to float16
+FLIP = "data.flip=0.5"
+
+
+def draw(where: Path, count: int) -> None:
+    """Pictures of soft colours without symmetry, with captions."""
+    where.mkdir()
+    for number in range(count):
+        small = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(small).resize((12, 10), Image.Resampling.BICUBIC).save(where / f"{number:04d}.png")
+        (where / f"{number:04d}.txt").write_text(f"picture {number} of a thing")
+
+
+def narrow_vae(source: str, target: Path) -> str:
+    """The same autoencoder with a posterior of next to no width."""
+    vae = components.load_vae(source)
+    with torch.no_grad():
+        vae.quant_conv.weight[2:] = 0
+        vae.quant_conv.bias[2:] = -20
+    vae.save_pretrained(target)
+    return str(target)
+
+
+@pytest.fixture(scope="module")
+def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with sets in all forms and runs on them, and what was refused."""
+    root = tmp_path_factory.mktemp("forms")
+    draw(root / "drawn", 48)
+    folder.pack(root / "drawn", root / "images", 16, 0, lambda _: None)
+    stage = load_stage(str(toy / "stage.yaml"))
+    plain = latent_settings.of_stage(stage, Asked(workers=1, least_psnr=-99.0))
+    narrow = replace(plain, vae=narrow_vae(plain.vae, root / "narrow"))
+    sets: dict[str, Settings] = {
+        "plain": plain,
+        "states": replace(plain, text_encoder=str(toy / "text_encoder")),
+        "mirrored": replace(plain, mirrored=True),
+        "all": replace(narrow, mirrored=True, mean_only=True, text_encoder=str(toy / "text_encoder")),
+        "narrow": narrow,
+    }
+    for name, settings in sets.items():
+        encode.encode(root / "images", root / name, settings)
+    few = [str(toy / "stage.yaml"), f"runs={root}/runs", "steps=5", "optim.warmup_steps=2", "checkpoint.every=5"]
+    pictures, thin = ["data.latents=", f"data.images={root}/images"], [f"model.vae.source={root}/narrow"]
+    jobs = [
+        [*few, "name=on-ids", f"data.latents={root}/plain"],
+        [*few, "name=on-states", f"data.latents={root}/states"],
+        [*few, "name=unflipped", f"data.latents={root}/mirrored"],
+        [*few, "name=flipped", f"data.latents={root}/mirrored", FLIP],
+        [*few, "name=flipped-pictures", *pictures, FLIP],
+        [*few, "name=refused", f"data.latents={root}/plain", FLIP],
+        [*few, "name=trains-text", f"data.latents={root}/states", "model.text.train=true"],
+        [*few, "name=all-forms", *thin, f"data.latents={root}/all", FLIP],
+        [*few, "name=narrow-pictures", *thin, *pictures, FLIP],
+        [*few, "name=narrow-moments", *thin, f"data.latents={root}/narrow"],
+        [*few, "name=flipped", f"data.latents={root}/mirrored", "steps=7"],
+    ]
+    (output,) = run_ranks(TRAIN, 1, json.dumps(jobs))
+    return root, [line for line in output.splitlines() if line.startswith("refused")]
+
+
+def losses(root: Path, name: str) -> list[float]:
+    lines = (root / "runs" / name / layout.METRICS).read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+def test_stored_states_give_the_losses_of_ids(trained: tuple[Path, list[str]]) -> None:
+    root, _ = trained
+    assert losses(root, "on-states") == pytest.approx(losses(root, "on-ids"), rel=ROUNDING)
+
+
+def test_mirrored_latents_give_the_losses_of_mirrored_pictures(trained: tuple[Path, list[str]]) -> None:
+    root, _ = trained
+    flipped = losses(root, "flipped")
+    assert flipped == pytest.approx(losses(root, "flipped-pictures"), rel=ROUNDING)
+    assert losses(root, "unflipped") == losses(root, "on-ids") != flipped
+    assert flipped != pytest.approx(losses(root, "on-ids"), rel=10 * ROUNDING)
+
+
+def test_the_mean_of_a_narrow_posterior_gives_the_losses_of_its_samples(trained: tuple[Path, list[str]]) -> None:
+    root, _ = trained
+    assert losses(root, "all-forms") == pytest.approx(losses(root, "narrow-pictures"), rel=10 * ROUNDING)
+    assert losses(root, "all-forms") != pytest.approx(losses(root, "narrow-moments"), rel=10 * ROUNDING)  # flipped
+    contract = manifest.read(root / "all", "latents").contract
+    assert (contract["stored"], contract["mirror"], contract["shape"]) == ("mean", "stored", [2, 4, 4])
+
+
+def test_what_does_not_fit_a_set_s_form_is_refused(trained: tuple[Path, list[str]]) -> None:
+    root, refused = trained
+    assert [line.split()[1] for line in refused] == ["refused", "trains-text", "flipped"]
+    assert "mirror is False in the set, 'stored' is needed" in refused[0]
+    assert "model.text.train=true would change them" in refused[1]
+    assert "mirrored with probability 0.5" in refused[2], "a resumed run keeps its flips"
+    assert not (root / "runs" / "refused" / layout.METRICS).exists()

@@ -1,0 +1,115 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bigdiff.config.errors import RunError, UsageError
+from bigdiff.models import components
+from bigdiff.prep import encoder as encoders
+from bigdiff.prep.encoder import Encoder
+from bigdiff.prep.latent_settings import Settings
+
+KEYS = ["a", "b", "c"]
+
+
+@pytest.fixture
+def encoder(toy: Path) -> Encoder:
+    return Encoder(
+        vae=components.load_vae(str(toy / "vae")),
+        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
+        resolution=16,
+        batch=4,
+        device=torch.device("cpu"),
+        threads=1,
+        least_psnr=0.0,
+    )
+
+
+@pytest.fixture
+def shown() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8))
+
+
+def narrowed(encoder: Encoder, log_variance: float) -> Encoder:
+    """With a posterior of this log-variance everywhere, storing the mean alone."""
+    with torch.no_grad():
+        encoder.vae.quant_conv.weight[2:] = 0
+        encoder.vae.quant_conv.bias[2:] = log_variance
+    return replace(encoder, mean_only=True)
+
+
+def test_the_canarys_figure_is_the_psnr_of_the_posterior_mean(encoder: Encoder, shown: torch.Tensor) -> None:
+    moments = encoders.encode(encoder, shown, KEYS).moments
+    wanted = shown.permute(0, 3, 1, 2) / 127.5 - 1
+    drawn = encoder.vae.decode(torch.from_numpy(moments[:, :2]).float()).sample.clamp(-1, 1)
+    expected = 10 * torch.log10(4 / (drawn - wanted).square().mean())
+    for stored in (moments, moments[:, :2]):  # or the mean alone
+        assert encoders.canary(encoder, shown, stored, Path("x")) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_moments_beyond_float16_are_refused(encoder: Encoder) -> None:
+    with torch.no_grad():
+        encoder.vae.quant_conv.bias.fill_(1e6)
+    with pytest.raises(RunError, match="sample a moments beyond float16"):
+        encoders.encode(encoder, torch.zeros((2, 16, 16, 3), dtype=torch.uint8), ["a", "b"])
+
+
+def test_mirrored_moments_are_those_of_the_flipped_picture(encoder: Encoder, shown: torch.Tensor) -> None:
+    flipped = torch.from_numpy(np.stack([cv2.flip(one, 1) for one in shown.numpy()]))
+    given = encoders.encode(replace(encoder, mirrored=True), shown, KEYS)
+    assert given.mirrored is not None
+    assert np.array_equal(given.mirrored, encoders.encode(encoder, flipped, KEYS).moments)
+    assert np.array_equal(given.moments, encoders.encode(encoder, shown, KEYS).moments)
+    turned = given.moments[..., ::-1].astype(float)  # of the latents themselves: not the same
+    assert np.abs(turned - given.mirrored.astype(float)).max() > 0.05
+
+
+def test_the_mean_alone_is_stored_of_a_narrow_posterior(encoder: Encoder, shown: torch.Tensor) -> None:
+    moments = encoders.encode(narrow := replace(narrowed(encoder, -20.0), mean_only=False), shown, KEYS).moments
+    given = encoders.encode(replace(narrow, mean_only=True), shown, KEYS)
+    assert np.array_equal(given.moments, moments[:, :2])
+    assert given.spread == pytest.approx(math.exp(-10) / moments[:, :2].astype(float).std(), rel=1e-2)
+    assert replace(narrow, mean_only=True).layout.shape == (2, 8, 8)
+
+
+def test_the_mean_alone_is_refused_with_the_measured_figure(encoder: Encoder, shown: torch.Tensor) -> None:
+    wide = narrowed(encoder, -2.0)
+    mean = encoders.encode(replace(wide, mean_only=False), shown, KEYS).moments[:, :2].astype(float)
+    with pytest.raises(UsageError, match=f"is {math.exp(-1) / mean.std():.2g} of the latents'.* more than 0.01"):
+        encoders.encode(wide, shown, KEYS)
+
+
+def test_states_beyond_float16_are_refused(encoder: Encoder, toy: Path) -> None:
+    text = components.load_text_encoder(str(toy / "text_encoder"))
+    with torch.no_grad():
+        text.get_submodule(
+            "final_layer_norm" if hasattr(text, "final_layer_norm") else "text_model.final_layer_norm"
+        ).bias.fill_(1e6)
+    with pytest.raises(RunError, match="states beyond float16"):
+        encoders.states(replace(encoder, text_encoder=text), np.zeros((2, 12), np.uint16))
+    assert encoders.states(encoder, np.zeros((2, 12), np.uint16)) is None
+
+
+def test_captions_longer_than_the_text_encoder_takes_are_refused(toy: Path) -> None:
+    names = {name: str(toy / name) for name in ("vae", "tokenizer", "text_encoder")}
+    with pytest.raises(UsageError, match="takes 12 tokens, text_length=77"):
+        encoders.load(Settings(**names, resolution=8))
+
+
+def test_a_contract_has_no_line_of_what_is_off(encoder: Encoder, toy: Path) -> None:
+    plain = encoders.stored_as(encoder).lines()
+    assert not {"text_states", "text_encoder_sha256", "buckets"} & set(plain)
+    assert (plain["stored"], plain["mirror"], plain["shape"]) == ("moments", False, [4, 8, 8])
+    text = components.load_text_encoder(str(toy / "text_encoder"))
+    every = encoders.stored_as(replace(encoder, text_encoder=text, mirrored=True, mean_only=True)).lines()
+    assert {key: every[key] for key in every if every[key] != plain.get(key)} == {
+        "stored": "mean",
+        "mirror": "stored",
+        "shape": [2, 8, 8],
+        "text_states": 16,
+        "text_encoder_sha256": components.weights_sha256(text),
+    }
