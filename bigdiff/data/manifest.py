@@ -88,7 +88,7 @@ def parse(content: bytes, where: str, kind: Literal["images", "latents"]) -> Man
     """The manifest whose file `where` holds `content`.
 
     Raises:
-        UsageError: when it is not JSON, of another format or kind, or empty.
+        UsageError: when it is not JSON, of another format or kind, empty, or names files outside of the set's folder.
     """
     try:
         found = json.loads(content)
@@ -106,6 +106,9 @@ def parse(content: bytes, where: str, kind: Literal["images", "latents"]) -> Man
         lineage=found["lineage"],
         index=found.get("index", ".parquet"),
     )
+    for name in (*(shard.name for shard in shards), manifest.index):
+        if "/" in name or "\0" in name or name in ("", ".", ".."):
+            raise UsageError(f"{where} names {name!r}, which is no plain file name: it is damaged, or not to be trusted")
     if not manifest.samples:
         raise UsageError(f"{where} lists no samples: rebuild the shard set")
     return manifest

@@ -63,3 +63,11 @@ def test_each_line_that_differs_is_named() -> None:
         "factor is 8 in the set, 4 is needed",
         "text is 'absent' in the set, 't' is needed",
     ]
+
+
+@pytest.mark.parametrize("name", ["../00000", "/etc/passwd", "a/b", "..", "", "a\0b"])
+def test_a_shard_lies_in_the_sets_folder(tmp_path: Path, name: str) -> None:
+    for strange in (replace(SET, shards=(replace(SHARDS[0], name=name),)), replace(SET, index=f"/{name}")):
+        write(tmp_path, strange)
+        with pytest.raises(UsageError, match="which is no plain file name"):
+            read(tmp_path, "latents")
