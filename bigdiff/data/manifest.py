@@ -108,7 +108,7 @@ def parse(content: bytes, where: str, kind: Literal["images", "latents"]) -> Man
     )
     for name in (*(shard.name for shard in shards), manifest.index):
         if "/" in name or "\0" in name or name in ("", ".", ".."):
-            raise UsageError(f"{where} names {name!r}, which is no plain file name: it is damaged, or not to be trusted")
+            raise UsageError(f"{where} names {name!r}, which is no plain file name: do not trust this set")
     if not manifest.samples:
         raise UsageError(f"{where} lists no samples: rebuild the shard set")
     return manifest

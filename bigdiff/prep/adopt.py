@@ -49,7 +49,7 @@ def open_set(folder: Path) -> Manifest:
         UsageError: when it is no image set of build_shards.py.
     """
     found = manifest.read(folder, "images")
-    if "format" not in found.contract or "resolution" not in found.contract:
+    if found.contract.get("format") not in ("jpg", "png") or "resolution" not in found.contract:
         raise UsageError(
             f"{folder} says nothing of how its pictures are stored: name a set of build_shards.py or repack_shards.py"
         )
