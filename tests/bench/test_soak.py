@@ -1,8 +1,9 @@
 """build_shards.py on 5,000 pictures and every planted fault, killed 100 times: counts, pixels and bytes at the end.
 
-`make bench` runs it, some ten minutes; what it found goes to tests/bench/results/ with the date. Each life of the
-command is ended by SIGKILL after a random time, until 100 kills have hit; whenever a set is finished it must have the
-bytes of the undisturbed one, which another number of processes made, and the next begins.
+`make bench` runs it, some fifteen minutes; what it found goes to tests/bench/results/ with the date. Each life of the
+command is ended by SIGKILL a random time after a phase that is drawn among those ahead has begun, until 100 kills have
+hit; whenever a set is finished it must have the bytes of the undisturbed one, which another number of processes made,
+and the next begins.
 """
 
 import io
@@ -34,15 +35,15 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
 COUNT, KILLS, SIDE = 5_000, 100, 96
 SETTINGS = ["download.rows_per_file=500", "download.rows_per_part=2500", "pack.samples_per_shard=700"]
-PHASES = (  # the newest file of these tells where a kill struck
-    ("report", "report/index.html"),
+PHASES = (  # the first of these that is there tells the phase
+    ("reporting", "report/index.html*"),
     ("packing", "_work/plan.parquet"),
-    ("planning", "_work/scores/*.parquet"),
-    ("scoring", "_work/samples/*.parquet"),
-    ("verifying", "_work/download/*/done.json"),
-    ("downloading", "_work/selection.json"),
+    ("scoring, planning", "_work/scores/*"),
+    ("verifying", "_work/pictures/*"),
+    ("downloading", "_work/download/00000/arguments.json"),
     ("selecting", "_work/settings.json"),
 )
+LINGER = {"downloading": 12.0, "verifying": 5.0, "scoring, planning": 2.0, "packing": 2.0}  # seconds, at most
 
 
 def finals(output: Path) -> dict[str, str]:
@@ -108,8 +109,12 @@ def test_a_hundred_kills_change_no_byte(tmp_path: Path) -> None:
                 cwd=ROOT,
                 start_new_session=True,
             )
+            ahead = [name for name, _ in PHASES[: 1 + [*dict(PHASES), "starting"].index(phase(output))]]
+            awaited = chosen.choice(ahead)
+            while process.poll() is None and phase(output) != awaited:
+                time.sleep(0.005)
             try:
-                code = process.wait(chosen.uniform(0.5, 7.0))
+                code = process.wait(chosen.uniform(0.0, LINGER.get(awaited, 0.5)))
             except subprocess.TimeoutExpired:
                 struck[phase(output)] += 1
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,3 @@
-import io
 import multiprocessing
 import os
 import shutil
@@ -16,12 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 import webdataset
-from PIL import Image
 from tqdm import tqdm
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_stage
-from bigdiff.config.prep import Pack, Prep
 from bigdiff.data import images as images_of
 from bigdiff.data import manifest
 from bigdiff.data.course import Picks
@@ -288,22 +285,6 @@ def test_buckets_are_encoded_at_their_sizes_and_read(
             expected = vae.encode(of_pictures.pixels / 127.5 - 1).latent_dist.parameters
             assert torch.allclose(of_latents.moments.float(), expected, atol=2e-3, rtol=2e-3)
     assert encode.encode(images, out, replace(settings, resolution=0)) == made
-
-
-def test_what_the_packer_sorts_into_buckets_is_encoded_in_them(
-    packed_set: Callable[..., Path], settings: Settings, tmp_path: Path
-) -> None:
-    def drawn(number: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.new("RGB", (60 + 30 * (number % 3), 90), (number * 20, 90, 40)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    prep = Prep(pack=Pack(resolution=16, bucket_step=4, format="png", samples_per_shard=2))
-    images = packed_set([drawn(number) for number in range(9)], prep)
-    made = encode.encode(images, tmp_path / "out", replace(settings, resolution=0))
-    assert made.buckets == manifest.read(images, "images").buckets
-    assert len(set(made.buckets)) == 3
-    assert made.samples == 9
 
 
 def read(reader: Any, picks: Picks) -> Any:
