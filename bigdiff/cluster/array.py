@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError, pickle_load
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from tqdm import tqdm
 
-from bigdiff.cluster.submit import environment, exports
+from bigdiff.cluster.follow import reported
+from bigdiff.cluster.submit import common
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster
 from bigdiff.config.schema import Cluster
@@ -131,8 +132,9 @@ class Array:
                     running, asked = _running({job.job_id.partition("_")[0] for job in jobs.values()}), now
                     known = {number for number, job in jobs.items() if job.job_id in running}
                 for number, job in list(jobs.items()):
-                    if job.paths.result_pickle.exists():
-                        yield number, _result(jobs.pop(number))
+                    found = reported(job, 0)
+                    if found is not None:
+                        yield number, _outcome(jobs.pop(number), found)
                     elif number in known:
                         missing[number] = 0.0
                     elif not missing[number]:
@@ -188,25 +190,17 @@ def spread(executor: str, name: str | None, machines: int | None, processes: int
 
 def parameters(cluster: Cluster, title: str, processes: int, device: bool) -> dict[str, Any]:
     """submitit.SlurmExecutor's parameters for an array whose elements have `processes` processes, each on one node."""
+    cores = max(processes, cluster.cpus_per_process)
     return {
+        **common(cluster),
         "job_name": f"bigdiff-{title}".replace(" ", "-"),
-        "time": cluster.time_minutes,
         "nodes": 1,
         "ntasks_per_node": 1,
-        "cpus_per_task": max(processes, cluster.cpus_per_process),
+        "cpus_per_task": cores,
         "gpus_per_node": 1 if device and cluster.gpus_per_node else None,
-        "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else None,
-        "partition": cluster.partition or None,
-        "account": cluster.account or None,
-        "qos": cluster.qos or None,
-        "constraint": cluster.constraint or None,
-        "exclude": cluster.exclude or None,
         "array_parallelism": cluster.nodes,
-        "setup": [*cluster.setup, *exports(environment(cluster))],
-        "stderr_to_stdout": True,
-        "wckey": None,  # submitit's default is refused where SLURM tracks these keys
         "additional_parameters": {"requeue": True},
-        "srun_args": [f"--cpus-per-task={max(processes, cluster.cpus_per_process)}"],  # not inherited since 22.05
+        "srun_args": [f"--cpus-per-task={cores}"],  # not inherited since 22.05
     }
 
 
@@ -224,10 +218,11 @@ def _cancel(jobs: set[str]) -> None:
         subprocess.run(["scancel", *sorted(jobs)], capture_output=True, timeout=60, check=False)
 
 
-def _result(job: Any) -> list[Any] | str:  # noqa: ANN401 (submitit is untyped here)
-    state, value = pickle_load(job.paths.result_pickle)  # from our own job, in a folder of ours
+def _outcome(job: Any, found: tuple[str, Any]) -> list[Any] | str:  # noqa: ANN401 (submitit is untyped here)
+    """The outcomes of an element's tasks, or what went wrong."""
+    state, value = found
     if state == "success":
-        found: list[Any] = value
-        return found
+        outcomes: list[Any] = value
+        return outcomes
     lines = [line for line in str(value).splitlines() if line.strip()]
     return f"{lines[-1].strip()} (see {job.paths.stdout})"

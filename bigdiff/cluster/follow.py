@@ -73,7 +73,7 @@ def follow(job: Any, say: Callable[[str], None], patience: Patience = PATIENCE) 
             raise
     if failed is not None:
         _fail(job, failed)
-    results = [_result(job, number) for number in range(job.num_tasks)]
+    results = [reported(job, number) for number in range(job.num_tasks)]
     return [value for _, value in filter(None, results)]
 
 
@@ -115,7 +115,7 @@ def _pass_on(tail: Tail, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _result(job: Any, number: int) -> tuple[str, Any] | None:  # noqa: ANN401 (submitit is untyped here)
+def reported(job: Any, number: int) -> tuple[str, Any] | None:  # noqa: ANN401 (submitit is untyped here)
     """("success", value) or ("error", traceback) of one process, None before; submitit's own methods wait for all."""
     file = job.task(number).paths.result_pickle
     if not file.exists():
@@ -126,7 +126,7 @@ def _result(job: Any, number: int) -> tuple[str, Any] | None:  # noqa: ANN401 (s
 
 def _first_failed(job: Any, ended: set[int]) -> int | None:  # noqa: ANN401
     """Of the processes that have `ended` the one that failed first: killed ones, then the oldest error."""
-    results = {number: _result(job, number) for number in sorted(ended)}
+    results = {number: reported(job, number) for number in sorted(ended)}
     killed = [number for number, result in results.items() if result is None]
     if killed:
         return killed[0]
@@ -135,7 +135,7 @@ def _first_failed(job: Any, ended: set[int]) -> int | None:  # noqa: ANN401
 
 
 def _fail(job: Any, number: int) -> NoReturn:  # noqa: ANN401
-    log, result = job.task(number).paths.stdout, _result(job, number)
+    log, result = job.task(number).paths.stdout, reported(job, number)
     if result is None:
         raise RunError(f"process {number} was killed (out of memory?); its log is {log}")
     trace = str(result[1]).strip()

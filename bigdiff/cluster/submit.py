@@ -62,27 +62,34 @@ def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any
     """
     check(stage, cluster)
     return {
+        **common(cluster),
         "job_name": f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
-        "time": cluster.time_minutes,
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.processes_per_node,
         "gpus_per_node": cluster.gpus_per_node or None,
         "cpus_per_task": cluster.cpus_per_process,
+        "dependency": f"afterok:{after},singleton" if after else "singleton",
+        "signal_delay_s": cluster.signal_seconds,
+        # a job whose predecessor failed would wait for ever without kill-on-invalid-dep
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        # a hung rank would hold all nodes until the time limit; since 22.05 srun does not inherit --cpus-per-task
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_process}"],
+    }
+
+
+def common(cluster: Cluster) -> dict[str, Any]:
+    """Those parameters of a job on `cluster` that do not depend on what it does."""
+    return {
+        "time": cluster.time_minutes,
         "mem": f"{cluster.memory_gb}GB" if cluster.memory_gb else None,
         "partition": cluster.partition or None,
         "account": cluster.account or None,
         "qos": cluster.qos or None,
         "constraint": cluster.constraint or None,
         "exclude": cluster.exclude or None,
-        "dependency": f"afterok:{after},singleton" if after else "singleton",
-        "signal_delay_s": cluster.signal_seconds,
         "setup": [*cluster.setup, *exports(environment(cluster))],
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default is refused where SLURM tracks these keys
-        # a job whose predecessor failed would wait for ever without kill-on-invalid-dep
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
-        # a hung rank would hold all nodes until the time limit; since 22.05 srun does not inherit --cpus-per-task
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_process}"],
     }
 
 

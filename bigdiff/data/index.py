@@ -103,6 +103,12 @@ def columns(keys: list[str], found: Members) -> dict[str, npt.NDArray[np.int64] 
     return table
 
 
+def located(names: Collection[str]) -> list[str]:
+    """The extensions whose members an index's columns `names` locate; `caption_length` alone is a fact, no member."""
+    ends = (name.removesuffix("_offset") for name in names if name.endswith("_offset"))
+    return sorted(end for end in ends if f"{end}_length" in names)
+
+
 def picture_member(names: Collection[str]) -> str | None:
     """Of an index's columns `names`, the extension under which it locates the pictures."""
     return next((one for one in PICTURES if {f"{one}_offset", f"{one}_length"} <= set(names)), None)

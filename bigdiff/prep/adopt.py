@@ -5,7 +5,6 @@ of the new job gives takes the place of a column of that name.
 """
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,14 +15,12 @@ import pyarrow.parquet as pq
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import manifest
-from bigdiff.data.decoding import Undecodable, load
-from bigdiff.data.index import PARTS
+from bigdiff.data.index import PARTS, located
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.prep.buckets import Shape, parse
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.phash import phash
-from bigdiff.prep.picture import FORMATS
-from bigdiff.prep.score import MAX_PIXELS
+from bigdiff.prep.picture import STORED_PIXELS, Rejected, decode
 from bigdiff.runtime.files import replacing, sha256
 
 PHASH: Final = "phash"  # the column of the perceptual hashes
@@ -111,17 +108,11 @@ def _hashed(samples: pa.Table, tar: Path) -> pa.Table:
     with tar.open("rb") as source:
         for sample in samples.select(["key", "offset", "length"]).to_pylist():
             try:
-                picture = load(os.pread(source.fileno(), sample["length"], sample["offset"]), FORMATS, MAX_PIXELS)
-            except Undecodable as error:
+                picture = decode(os.pread(source.fileno(), sample["length"], sample["offset"]), STORED_PIXELS)
+            except Rejected as error:
                 raise RunError(f"{tar} is damaged: picture {sample['key']} ({error.cause})") from error
             hashes.append(phash(picture))
     return samples.append_column(PHASH, pa.array(hashes, pa.int64()))
-
-
-def extensions(names: Collection[str]) -> list[str]:
-    """The members that an index's columns locate; a column such as `caption_length` alone is a fact, no member."""
-    ends = (name.removesuffix("_offset") for name in names if name.endswith("_offset"))
-    return sorted(end for end in ends if all(f"{end}_{part}" in names for part in PARTS))
 
 
 def _samples(task: Task, index: pa.Table) -> pa.Table:
@@ -129,8 +120,7 @@ def _samples(task: Task, index: pa.Table) -> pa.Table:
     for column in (*_NEEDED, *place):
         if column not in index.column_names:
             raise UsageError(f"{task.images / task.shard.name}.parquet has no column {column!r}: make the set again")
-    names = set(index.column_names)
-    members = {f"{end}_{part}" for end in extensions(names) for part in PARTS}
+    members = {f"{end}_{part}" for end in located(index.column_names) for part in PARTS}
     kept = [name for name in index.column_names if name not in members and name not in task.without]
     rows = pa.array(range(task.first, task.first + len(index)), pa.int64())
     table = index.select(kept).add_column(0, "row", rows)

@@ -7,6 +7,7 @@ from bigdiff.config.scoring import Scoring
 from bigdiff.data.manifest import Shard
 from bigdiff.prep import decontaminate, pack, score
 from bigdiff.prep.layout import Layout
+from bigdiff.prep.picture import STORED_PIXELS
 from bigdiff.prep.plan import Choice, plan
 from bigdiff.runtime.workers import Spread
 
@@ -41,7 +42,7 @@ def _pictures(layout: Layout, workers: Spread, choice: Choice) -> decontaminate.
     folder = choice.dedup.evaluation_pictures
     if folder is None or layout.plan.exists():
         return None
-    return decontaminate.read(Path(folder), choice.shapes, score.MAX_PIXELS, workers)
+    return decontaminate.read(Path(folder), choice.shapes, STORED_PIXELS, workers)
 
 
 def _path(text: str | None) -> Path | None:

@@ -6,6 +6,7 @@ with which the area does not exceed that of the square.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 from bigdiff.config.prep import Pack
 
@@ -13,6 +14,7 @@ DEFAULT_MAX_ASPECT = 2.0
 Shape = tuple[int, int]  # width, height
 
 
+@cache
 def shapes(pack: Pack) -> tuple[Shape, ...]:
     """What a set's pictures may be, from the widest to the tallest; without buckets the square alone."""
     side, step = pack.resolution, pack.bucket_step

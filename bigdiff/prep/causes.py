@@ -8,8 +8,7 @@ import duckdb
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.page import Cell, Markup, Url, bar, note, section, table
 from bigdiff.prep.plan import STEPS
-from bigdiff.prep.query import run
-from bigdiff.prep.stored import quoted
+from bigdiff.prep.query import quoted, run
 
 SHOWN: Final = 6  # rows of a cause that a gallery shows
 LISTED: Final = 40  # causes of a table; a server may answer with any status

@@ -15,6 +15,7 @@ from bigdiff.config.dedup import Dedup
 from bigdiff.config.errors import UsageError
 from bigdiff.prep import content, near
 from bigdiff.prep.content import Compared
+from bigdiff.prep.query import named, quoted
 
 SAME: Final = "same picture as another row's"
 NEAR: Final = "nearly the same picture as another row's"
@@ -125,7 +126,7 @@ def _rank(base: duckdb.DuckDBPyConnection, samples: str, dedup: Dedup) -> None:
         if dedup.keep_by not in present:
             others = ", ".join(name for name in present if name not in _RANKED)
             raise UsageError(f"dedup.keep_by is {dedup.keep_by!r}, which the samples do not have: they have {others}")
-        score = 'TRY_CAST("' + dedup.keep_by.replace('"', '""') + '" AS DOUBLE)'
+        score = f"TRY_CAST({named(dedup.keep_by)} AS DOUBLE)"
         # Not-a-number counts as absent: duckdb orders it above every number.
         order = f"CASE WHEN isfinite({score}) THEN {score} END DESC NULLS LAST, "
     place = ", unit, position" if dedup.embedding_above is not None else ""
@@ -160,12 +161,12 @@ def _join(base: duckdb.DuckDBPyConnection) -> None:
     base.execute(
         f"""CREATE OR REPLACE TEMP TABLE duplicates AS
         WITH two AS (
-            SELECT row, {_quoted(CONTENT)} AS cause, of_row FROM content_stars UNION ALL
-            SELECT near_stars.row, {_quoted(NEAR)}, coalesce(content.of_row, near_stars.of_row)
+            SELECT row, {quoted(CONTENT)} AS cause, of_row FROM content_stars UNION ALL
+            SELECT near_stars.row, {quoted(NEAR)}, coalesce(content.of_row, near_stars.of_row)
             FROM near_stars LEFT JOIN content_stars content ON content.row = near_stars.of_row
         )
         SELECT * FROM two UNION ALL
-        SELECT same.row, {_quoted(SAME)}, coalesce(two.of_row, same.of_row)
+        SELECT same.row, {quoted(SAME)}, coalesce(two.of_row, same.of_row)
         FROM same LEFT JOIN two ON two.row = same.of_row ORDER BY row"""
     )
     base.execute(
@@ -179,7 +180,3 @@ def _join(base: duckdb.DuckDBPyConnection) -> None:
 def _count(base: duckdb.DuckDBPyConnection, relation: str) -> int:
     ((rows,),) = base.execute(f"SELECT count(*) FROM {relation}").fetchall()
     return int(rows)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

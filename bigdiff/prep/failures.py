@@ -7,8 +7,7 @@ import duckdb
 from bigdiff.prep.fetch import OPTED_OUT
 from bigdiff.prep.layout import PASSES, ROWS, Layout
 from bigdiff.prep.page import Cell, Markup, bar, heading, note, share, table
-from bigdiff.prep.query import database, run
-from bigdiff.prep.stored import quoted
+from bigdiff.prep.query import database, quoted, run
 
 HOSTS: Final = 20  # that are listed
 SIGNALS: Final = 20  # of opt-outs that are listed

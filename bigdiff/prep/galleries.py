@@ -14,18 +14,16 @@ from typing import Any, Final
 import duckdb
 
 from bigdiff.config.errors import RunError
-from bigdiff.data.decoding import Undecodable, load
 from bigdiff.data.manifest import Manifest
 from bigdiff.prep import stored
 from bigdiff.prep.causes import Cause
 from bigdiff.prep.decontaminate import CAPTION, PICTURE
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.page import CAPTION_SHOWN, Markup, gallery, heading, note, number, picture, section
-from bigdiff.prep.picture import FORMATS
-from bigdiff.prep.query import run
+from bigdiff.prep.picture import STORED_PIXELS, Rejected, decode
+from bigdiff.prep.query import quoted, run
 from bigdiff.prep.rules import Bound
-from bigdiff.prep.score import MAX_PIXELS
-from bigdiff.prep.stored import Sample, quoted
+from bigdiff.prep.stored import Sample
 from bigdiff.prep.verify import thumbnail
 
 KEPT: Final = 28
@@ -232,8 +230,8 @@ def _said(scores: dict[str, Any]) -> str:
 
 def _small(content: bytes, which: str) -> bytes:
     try:
-        return thumbnail(load(content, FORMATS, MAX_PIXELS))
-    except Undecodable as error:
+        return thumbnail(decode(content, STORED_PIXELS))
+    except Rejected as error:
         raise RunError(
             f"the stored picture {which} is damaged ({error.cause}): delete the folder, start again"
         ) from error

@@ -219,9 +219,7 @@ def places(table: pa.Table) -> Sources:
 
 def _index_columns(table: pa.Table) -> set[str]:
     """The columns that locate and describe members of the image shard."""
-    found = [name.removesuffix("_offset") for name in table.column_names if name.endswith("_offset")]
-    found = [extension for extension in found if f"{extension}_length" in table.column_names]
-    return {f"{extension}_{part}" for extension in found for part in (*index.PARTS, "ext")}
+    return {f"{end}_{part}" for end in index.located(table.column_names) for part in (*index.PARTS, "ext")}
 
 
 def _write_table(final: Path, found: index.Members, table: pa.Table, digests: list[str]) -> None:

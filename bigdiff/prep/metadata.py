@@ -14,6 +14,7 @@ import duckdb
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Columns
+from bigdiff.prep.query import named, quoted
 from bigdiff.prep.rules import Bound, Rule
 
 # Our name -> the names in the releases of LAION, Re-LAION, COYO and DataComp and in img2dataset's output, compared
@@ -129,7 +130,7 @@ def view(found: tuple[Source, ...], columns: tuple[str, ...], bounds: Iterable[B
     """
     parts = []
     for source in found:
-        listed = ", ".join(_string(str(file)) for file in source.files)
+        listed = ", ".join(quoted(file) for file in source.files)
         picked = ", ".join(_cast(name, source.columns.get(name)) for name in columns)
         loose = " AND ".join(filter(None, (_loose(bound, source.columns) for bound in bounds)))
         parts.append(f"SELECT {picked} FROM read_parquet([{listed}])" + (f" WHERE {loose}" if loose else ""))
@@ -192,13 +193,13 @@ def _missing(file: Path, column: str, rule: Rule) -> str:
 def _cast(ours: str, column: Column | None) -> str:
     if column is None:
         return f"CAST(NULL AS {TYPES[ours]}) AS {ours}"
-    quoted = _name(column.name)
+    theirs = named(column.name)
     if column.type == "BLOB":
-        return f"TRY(decode({quoted})) AS {ours}"  # bytes that are no UTF-8 count as absent
+        return f"TRY(decode({theirs})) AS {ours}"  # bytes that are no UTF-8 count as absent
     if TYPES[ours] == "DOUBLE":
         # Not-a-number counts as absent: duckdb orders it above every number, so it would pass a lower bound.
-        return f"CASE WHEN isfinite(TRY_CAST({quoted} AS DOUBLE)) THEN TRY_CAST({quoted} AS DOUBLE) END AS {ours}"
-    return f"TRY_CAST({quoted} AS {TYPES[ours]}) AS {ours}"
+        return f"CASE WHEN isfinite(TRY_CAST({theirs} AS DOUBLE)) THEN TRY_CAST({theirs} AS DOUBLE) END AS {ours}"
+    return f"TRY_CAST({theirs} AS {TYPES[ours]}) AS {ours}"
 
 
 def _loose(bound: Bound, columns: dict[str, Column]) -> str:
@@ -209,21 +210,13 @@ def _loose(bound: Bound, columns: dict[str, Column]) -> str:
     column = columns.get(bound.column)
     if column is None:
         return ""
-    compared = f"{_name(column.name)} {bound.comparison}"
+    compared = f"{named(column.name)} {bound.comparison}"
     if column.type in _INTEGERS:
         return f"{compared} {bound.value!r}"
     if column.type in _FLOATS:
         slack = abs(bound.value) * (1e-6 if bound.comparison.startswith("<") else -1e-6)
         return f"{compared} CAST({bound.value + slack!r} AS {column.type})"
     return ""
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bigdiff.config.prep import DEFAULT_JPEG_QUALITY, Pack
-from bigdiff.data.decoding import TOO_LARGE, Undecodable
+from bigdiff.data.decoding import TOO_LARGE, Pixels, Undecodable
 from bigdiff.data.decoding import decode as pixels_of
 from bigdiff.data.pixels import Frame, framed
 from bigdiff.prep.buckets import Shape, nearest, shapes
@@ -22,6 +22,7 @@ from bigdiff.prep.phash import phash
 
 # Pillow's other readers are older, less used on the web, or start other programs (EPS).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+STORED_PIXELS: Final = 1 << 28  # most of a picture that is stored already, which was bounded then
 
 
 class Rejected(Exception):
@@ -51,11 +52,11 @@ def store(content: bytes, pack: Pack) -> Stored:
     Raises:
         Rejected: when it is no picture, damaged, cut short, too large, or too small.
     """
-    picture = decode(content, pack.max_pixels)
-    width, height = picture.size
+    pixels = _decoded(content, pack.max_pixels)
+    height, width, _ = pixels.shape
     if pack.min_side is not None and min(width, height) < pack.min_side:
-        raise Rejected("smaller than pack.min_side", picture)
-    stored = fitted(picture, shapes(pack))
+        raise Rejected("smaller than pack.min_side", Image.fromarray(pixels))
+    stored = _fitted(pixels, shapes(pack))
     return Stored(
         content=encode(stored, pack),
         width=stored.width,
@@ -72,8 +73,12 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
     Raises:
         Rejected: as in `store`.
     """
+    return Image.fromarray(_decoded(content, max_pixels))
+
+
+def _decoded(content: bytes, max_pixels: int) -> Pixels:
     try:
-        return Image.fromarray(pixels_of(content, max_pixels, FORMATS))
+        return pixels_of(content, max_pixels, FORMATS)
     except Undecodable as error:
         raise Rejected("more than pack.max_pixels" if error.cause == TOO_LARGE else error.cause) from error
 
@@ -84,11 +89,15 @@ def fitted(picture: Image.Image, allowed: Sequence[Shape]) -> Image.Image:
     Raises:
         Rejected: when a long and narrow picture would have to be enlarged beyond reason.
     """
-    width, height = nearest(allowed, *picture.size)
+    return _fitted(np.array(picture), allowed)
+
+
+def _fitted(pixels: Pixels, allowed: Sequence[Shape]) -> Image.Image:
+    width, height = nearest(allowed, pixels.shape[1], pixels.shape[0])
     try:
-        return Image.fromarray(framed(np.array(picture), Frame(width=width, height=height)))
+        return Image.fromarray(framed(pixels, Frame(width=width, height=height)))
     except Undecodable as error:
-        raise Rejected(error.cause, picture) from error
+        raise Rejected(error.cause, Image.fromarray(pixels)) from error
 
 
 def encode(picture: Image.Image, pack: Pack) -> bytes:

@@ -21,6 +21,7 @@ from bigdiff.data.damage import Tombstones
 from bigdiff.prep import decontaminate, dedup, query
 from bigdiff.prep.buckets import Shape
 from bigdiff.prep.layout import Layout
+from bigdiff.prep.query import quoted
 from bigdiff.prep.scorers import thresholds
 from bigdiff.prep.select import Count
 from bigdiff.runtime.files import replacing, write_json
@@ -119,9 +120,9 @@ def _spread(base: duckdb.DuckDBPyConnection, choice: Choice) -> tuple[str, ...]:
 
 def _gather(base: duckdb.DuckDBPyConnection, layout: Layout) -> None:
     """The table `samples`: one row a sample with its unit, identity and scores; and an empty `dropped`."""
-    files = f"'{_quoted(layout.samples)}/*.parquet'"
+    files = quoted(layout.samples / "*.parquet")
     stored = f"read_parquet({files}, filename = true, file_row_number = true, union_by_name = true) AS stored"
-    scored = f"read_parquet('{_quoted(layout.scores)}/*.parquet', union_by_name = true) AS scored"
+    scored = f"read_parquet({quoted(layout.scores / '*.parquet')}, union_by_name = true) AS scored"
     with_scores = f" JOIN {scored} USING (row)" if any(layout.scores.glob("*.parquet")) else ""
     kept = 'stored.* EXCLUDE (filename, file_row_number, "offset", length)'
     more = ", scored.* EXCLUDE (row)" if with_scores else ""
@@ -138,19 +139,18 @@ def _decide(
     if pictures is not None or captions is not None:
         distance = choice.dedup.evaluation_distance
         nearest = DEFAULT_EVALUATION_DISTANCE if distance is None else distance
-        _run(base, f"CREATE TEMP TABLE asked AS SELECT * FROM {_LEFT}")
+        _run(base, f"CREATE TEMP VIEW asked AS SELECT * FROM {_LEFT}")
         decontaminate.contaminated(base, "asked", pictures, nearest, None if captions is None else Path(captions))
         for cause in (decontaminate.PICTURE, decontaminate.CAPTION):
-            found = f"SELECT row, NULL, of FROM contaminated WHERE cause = '{_escaped(cause)}'"
+            found = f"SELECT row, NULL, of FROM contaminated WHERE cause = {quoted(cause)}"
             counts.append(_drop(base, "evaluation", cause, found))
-        _run(base, "DROP TABLE asked")
-    _run(base, f"CREATE TABLE candidates AS SELECT * FROM {_LEFT}")
+    _run(base, f"CREATE TEMP VIEW candidates AS SELECT * FROM {_LEFT}")
     outcome = dedup.find(base, "candidates", choice.dedup, layout.embeddings)
+    _sizes(base)  # of all candidates: before the duplicates among them are left out
     asked = {dedup.SAME: True, dedup.NEAR: outcome.linked is not None, dedup.CONTENT: outcome.compared is not None}
     for cause in (cause for cause, wanted in asked.items() if wanted):
-        found = f"SELECT row, of_row, NULL FROM duplicates WHERE cause = '{_escaped(cause)}'"
+        found = f"SELECT row, of_row, NULL FROM duplicates WHERE cause = {quoted(cause)}"
         counts.append(_drop(base, "duplicate", cause, found))
-    _sizes(base)
     return tuple(counts), outcome.warnings()
 
 
@@ -196,7 +196,7 @@ def _sizes(base: duckdb.DuckDBPyConnection) -> None:
 
 def _drop(base: duckdb.DuckDBPyConnection, step: str, cause: str, refused: str, alone: int | None = None) -> Count:
     """Leave out the (row, of_row, of) of `refused`, which have no cause yet."""
-    named = f"'{step}', '{_escaped(cause)}'"
+    named = f"{quoted(step)}, {quoted(cause)}"
     _run(base, f"INSERT INTO dropped SELECT row, {named}, of_row, of FROM ({refused}) AS each(row, of_row, of)")
     gone = _one(base, f"SELECT count(*) FROM dropped WHERE (step, cause) = ({named})")
     left = _one(base, "SELECT (SELECT count(*) FROM samples) - (SELECT count(*) FROM dropped)")
@@ -205,7 +205,7 @@ def _drop(base: duckdb.DuckDBPyConnection, step: str, cause: str, refused: str, 
 
 def _copy(base: duckdb.DuckDBPyConnection, rows: str, final: Path) -> None:
     with replacing(final) as temporary:
-        _run(base, f"COPY ({rows}) TO '{_quoted(temporary)}' (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})")
+        _run(base, f"COPY ({rows}) TO {quoted(temporary)} (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})")
 
 
 def _run(base: duckdb.DuckDBPyConnection, statement: str) -> None:
@@ -215,11 +215,3 @@ def _run(base: duckdb.DuckDBPyConnection, statement: str) -> None:
 def _one(base: duckdb.DuckDBPyConnection, asked: str) -> int:
     ((number,),) = query.run(base, asked, "planning")
     return int(number)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("'", "''")
-
-
-def _quoted(path: Path) -> str:
-    return _escaped(str(path))

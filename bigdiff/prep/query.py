@@ -65,10 +65,20 @@ def run(base: duckdb.DuckDBPyConnection, query: str, label: str) -> list[tuple[A
             raise
 
 
+def quoted(text: str | Path) -> str:
+    """A string of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def named(column: str) -> str:
+    """A name of SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
 @contextmanager
 def _connect(folder: str, memory_gb: float | None) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as base:
-        base.execute("SET temp_directory = '" + folder.replace("'", "''") + "'")
+        base.execute(f"SET temp_directory = {quoted(folder)}")
         base.execute("SET enable_progress_bar = true")  # without it there is no progress to ask for
         base.execute("SET enable_progress_bar_print = false")
         if memory_gb is not None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bigdiff.config.prep import Select
+from bigdiff.prep.query import quoted
 
 SCORES: Final = ("aesthetic", "pwatermark", "punsafe", "similarity")
 DUPLICATE: Final = "url not seen before"
@@ -78,7 +79,7 @@ def rules(select: Select, allow_private: bool) -> tuple[Rule, ...]:
             plain = Bound(column=label, comparison=comparison, value=bound) if (label,) == columns else None
             found.append(replace(rule, bound=plain))
     if select.languages:
-        names = ", ".join("'" + name.replace("'", "''").lower() + "'" for name in select.languages)
+        names = ", ".join(quoted(name.lower()) for name in select.languages)
         label = f"language is {' or '.join(select.languages)}"
         found.append(_rule(label, f"lower(language) IN ({names})", "language", setting="select.languages"))
     return tuple(found)

@@ -22,9 +22,8 @@ from PIL import Image
 
 from bigdiff.config.errors import RunError
 from bigdiff.config.scoring import ON_CLIP, Scorer, Scoring
-from bigdiff.data.decoding import Undecodable, load
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.picture import FORMATS
+from bigdiff.prep.picture import STORED_PIXELS, Rejected, decode
 from bigdiff.prep.scorers import loading
 from bigdiff.prep.scorers.scorer import Batch, Value
 from bigdiff.runtime.files import replacing
@@ -32,7 +31,6 @@ from bigdiff.runtime.workers import Spread
 
 NETWORKS: Final = (*ON_CLIP, "watermark")
 _THREADS: Final = 8  # that decode beside a network
-MAX_PIXELS: Final = 1 << 28  # of a stored picture, which was bounded when it was stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +115,8 @@ def _batches(file: Path, samples: Sequence[dict[str, Any]], size: int) -> Iterat
         def decoded(sample: dict[str, Any]) -> Image.Image:
             content = os.pread(source.fileno(), sample["length"], sample["offset"])
             try:
-                return load(content, FORMATS, MAX_PIXELS)
-            except Undecodable as error:
+                return decode(content, STORED_PIXELS)
+            except Rejected as error:
                 raise RunError(
                     f"{file.resolve()} is damaged: picture {sample['key']} at offset {sample['offset']} ({error.cause})"
                 ) from error

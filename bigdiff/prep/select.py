@@ -16,7 +16,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Prep, Select
 from bigdiff.prep import metadata, sizes, sweep
 from bigdiff.prep.metadata import Source, first_line
-from bigdiff.prep.query import database, run
+from bigdiff.prep.query import database, quoted, run
 from bigdiff.prep.rules import DUPLICATE, SCORES, Rule, rules, threshold
 from bigdiff.prep.sweep import Sweep
 from bigdiff.runtime.files import replacing
@@ -228,10 +228,8 @@ def _write(base: duckdb.DuckDBPyConnection, found: _Input, seed: int, output: Pa
     )
     unique = f"SELECT row_number() OVER () - 1 AS row, {names} FROM ({marked}) WHERE first"
     with replacing(output) as temporary:
-        path = str(temporary).replace("'", "''")
-        copied = run(
-            base, f"COPY ({unique}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})", "writing the selection"
-        )
+        target = f"{quoted(temporary)} (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})"
+        copied = run(base, f"COPY ({unique}) TO {target}", "writing the selection")
     return int(copied[0][0])
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Select
+from bigdiff.prep.query import quoted
 
 _LEAST: Final = 10  # URLs: fewer say nothing
 _AGREED: Final = 0.9  # share of them; pictures are replaced, so a few always differ
@@ -72,8 +73,8 @@ def fetched_query(selected: Path, samples: Path) -> str:
     `selected` holds what the metadata says of a row, the parquet files in `samples` what its file is. A picture that a
     camera marked as lying on its side counts as exchanged where the metadata is of the file before it was turned.
     """
-    told = f"SELECT row, width AS w, height AS h FROM read_parquet({_string(selected)})"
-    real = f"SELECT row, original_width AS x, original_height AS y FROM read_parquet({_string(samples / '*.parquet')})"
+    told = f"SELECT row, width AS w, height AS h FROM read_parquet({quoted(selected)})"
+    real = f"SELECT row, original_width AS x, original_height AS y FROM read_parquet({quoted(samples / '*.parquet')})"
     return (
         "SELECT count(*), count(*) FILTER (w = x AND h = y), count(*) FILTER (w = y AND h = x) "
         f"FROM ({real}) JOIN ({told}) USING (row) WHERE x <> y"
@@ -87,7 +88,3 @@ def fetched_note(pictures: int, votes: Votes) -> str:
         f"the metadata's width and height are exchanged in {votes.swapped:,} of {pictures:,} stored pictures that are "
         f"not square; {votes.straight:,} are as it says, {other:,} of another size"
     )
-
-
-def _string(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

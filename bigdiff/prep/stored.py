@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, get_args
 
 import duckdb
 
 from bigdiff.config.scoring import Kind
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.query import run
+from bigdiff.prep.query import quoted, run
 from bigdiff.prep.scorers.scorer import column
 from bigdiff.prep.verify import SCORE_TYPES
 
@@ -84,8 +83,3 @@ def samples(
         known = {name: value for name, value in zip(scores, values, strict=True) if value is not None}
         found[row] = Sample(row=row, caption=captions[row], content=content, scores=known)
     return found
-
-
-def quoted(text: str | Path) -> str:
-    """A string of SQL."""
-    return "'" + str(text).replace("'", "''") + "'"

@@ -11,7 +11,7 @@ import webdataset
 import xxhash
 
 from bigdiff.config.errors import RunError
-from bigdiff.data.index import columns, members, picture_member, places, scan
+from bigdiff.data.index import columns, located, members, picture_member, places, scan
 
 
 def write_tar(path: Path, content: dict[str, bytes]) -> None:
@@ -82,6 +82,11 @@ def test_pictures_are_found_by_the_columns_that_locate_them() -> None:
     assert picture_member(["key", "png_offset", "png_length", "txt_offset", "txt_length"]) == "png"
     assert picture_member(["image_ext", "image_offset", "image_length"]) == "image"
     assert picture_member(["jpg_offset", "txt_offset", "txt_length"]) is None
+
+
+def test_a_fact_that_is_named_like_a_place_is_a_fact() -> None:
+    found = {f"{end}_{part}" for end in ("jpg", "txt") for part in ("offset", "length", "xxh3")}
+    assert located({*found, "caption_length", "key"}) == ["jpg", "txt"]
 
 
 def test_samples_of_different_members_are_refused(tmp_path: Path) -> None:

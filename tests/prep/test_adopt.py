@@ -69,11 +69,6 @@ def test_columns_that_are_made_anew_are_left_behind(made: Callable[[int], Path],
     assert "original_height" in names
 
 
-def test_a_fact_that_is_named_like_a_place_is_a_fact() -> None:
-    found = {f"{end}_{part}" for end in ("jpg", "txt") for part in ("offset", "length", "xxh3")}
-    assert adopt.extensions({*found, "caption_length", "key"}) == ["jpg", "txt"]
-
-
 def test_what_is_taken_over_is_not_taken_over_again(made: Callable[[int], Path], tmp_path: Path) -> None:
     images = made(2)
     layout = taken_over(images, tmp_path / "new")
