@@ -198,6 +198,8 @@ def _cast(ours: str, column: Column | None) -> str:
         return f"TRY(decode({theirs})) AS {ours}"  # bytes that are no UTF-8 count as absent
     if TYPES[ours] == "DOUBLE":
         # Not-a-number counts as absent: duckdb orders it above every number, so it would pass a lower bound.
+        if column.type in _FLOATS:
+            return f"CASE WHEN isfinite({theirs}) THEN CAST({theirs} AS DOUBLE) END AS {ours}"
         return f"CASE WHEN isfinite(TRY_CAST({theirs} AS DOUBLE)) THEN TRY_CAST({theirs} AS DOUBLE) END AS {ours}"
     return f"TRY_CAST({theirs} AS {TYPES[ours]}) AS {ours}"
 

@@ -1,5 +1,6 @@
 """The rules that metadata must pass, each a named SQL predicate over our own column names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -39,6 +40,9 @@ _PRIVATE_HOST: Final = (
 # One expression that captures nothing, because it is tried on every row. What looks like a user's name before an @ is
 # not the host; the host ends where a port, the path, a query or a fragment begins.
 _PRIVATE: Final = rf"^[a-z]+://([^/?#]*@)?({_PRIVATE_HOST})(:[^/?#@]*)?([/?#]|$)"
+# What nearly every URL matches, and none that a rule on URLs refuses: a name with a dot, whose last part begins like no
+# private one's. Tried first, it takes half the time of the rules' own expressions.
+_ORDINARY: Final = r"^https?://[a-z][a-z0-9.-]*\.[a-hjkm-z][a-z0-9-]*/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +64,14 @@ class Rule:
     setting: str  # what turns it on or off; empty for a rule that is always on
     bound: Bound | None = None
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks into URLs or captions, which takes many times as long as comparing a number."""
+        return not {"url", "caption"}.isdisjoint(self.columns)
+
 
 def rules(select: Select, allow_private: bool) -> tuple[Rule, ...]:
-    """The rules that are on, in the order in which the funnel counts them."""
+    """The rules that are on, in the order in which the funnel counts them: those that read no text come first."""
     found = [
         _rule("url present", "ltrim(url) <> ''", "url"),
         _rule("url is http or https", "regexp_matches(url, '^https?://[^/?#]', 'i')", "url"),
@@ -70,7 +79,9 @@ def rules(select: Select, allow_private: bool) -> tuple[Rule, ...]:
     if not allow_private:
         public = f"NOT regexp_matches(url, '{_PRIVATE}', 'i')"
         found.append(_rule("url is public", public, "url", setting="download.allow_private_addresses"))
-    found.append(_rule("caption present", "ltrim(caption) <> ''", "caption"))
+    # '!' is the first character after the space: what begins with it or a later one is not blank
+    present = "CASE WHEN caption >= '!' THEN TRUE ELSE ltrim(caption) <> '' END"
+    found.append(_rule("caption present", present, "caption"))
     for setting, label, comparison, columns in _BOUNDS:
         bound = getattr(select, setting)
         if bound is not None:
@@ -82,7 +93,15 @@ def rules(select: Select, allow_private: bool) -> tuple[Rule, ...]:
         names = ", ".join(quoted(name.lower()) for name in select.languages)
         label = f"language is {' or '.join(select.languages)}"
         found.append(_rule(label, f"lower(language) IN ({names})", "language", setting="select.languages"))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda rule: rule.reads_text))
+
+
+def failed_sql(active: Sequence[Rule], text: bool) -> str:
+    """SQL for the failed rules that read text, or for the others: the sum of 2 to the power of their places."""
+    chosen = [(rule, 1 << bit) for bit, rule in enumerate(active) if rule.reads_text is text]
+    of_urls, others = ([each for each in chosen if (each[0].columns == ("url",)) is urls] for urls in (True, False))
+    shortened = f"CASE WHEN regexp_matches(url, '{_ORDINARY}') THEN 0 ELSE {_sum(of_urls)} END"
+    return f"{shortened} + {_sum(others)}" if text else _sum(others)
 
 
 def threshold(select: Select, score: str) -> float | None:
@@ -91,6 +110,10 @@ def threshold(select: Select, score: str) -> float | None:
         if label == score and getattr(select, setting) is not None:
             return float(getattr(select, setting))
     return None
+
+
+def _sum(chosen: Sequence[tuple[Rule, int]]) -> str:
+    return " + ".join(f"CASE WHEN {rule.sql} THEN 0 ELSE {bit} END" for rule, bit in chosen) or "0"
 
 
 def _rule(name: str, sql: str, *columns: str, setting: str = "") -> Rule:

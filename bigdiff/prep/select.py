@@ -1,11 +1,12 @@
 """Which rows of the metadata are wanted, and the order that everything later keeps.
 
 The global shuffle happens here: the wanted rows are ordered by md5(seed, URL), and no later step changes that order.
-Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read twice in full, for the
-counts and for the wanted rows, and each score once more for its histogram.
+Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read twice, for the counts and
+for the wanted rows.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,11 +18,10 @@ from bigdiff.config.prep import Prep, Select
 from bigdiff.prep import metadata, sizes, sweep
 from bigdiff.prep.metadata import Source, first_line
 from bigdiff.prep.query import database, quoted, run
-from bigdiff.prep.rules import DUPLICATE, SCORES, Rule, rules, threshold
+from bigdiff.prep.rules import DUPLICATE, SCORES, Rule, failed_sql, rules, threshold
 from bigdiff.prep.sweep import Sweep
 from bigdiff.runtime.files import replacing
 
-BINS: Final = 40
 _ROW_GROUP: Final = 10_000  # rows; a reader that wants a range of rows skips the other groups
 
 
@@ -70,21 +70,12 @@ class _Input:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Range:
-    """Of a score, over all rows."""
-
-    low: float
-    high: float
-    absent: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Counted:
     """What one pass over all rows finds."""
 
     rows: int
     counts: tuple[Count, ...]  # but for duplicates
-    ranges: dict[str, _Range]  # of the scores that have a value at all
+    histograms: tuple[Histogram, ...]  # of the scores that have a value at all
     sweeps: tuple[Sweep, ...]
 
 
@@ -119,8 +110,7 @@ def select(files: tuple[Path, ...], prep: Prep, output: Path | None) -> Selectio
     with database(temporary, prep.select.memory_gb) as base:
         try:
             found = _read(base, files, active, prep.select)
-            counted = _count(base, found)
-            histograms = tuple(_histogram(base, *each, prep.select) for each in counted.ranges.items())
+            counted = _count(base, found, prep.select)
             passed = counted.counts[-1].left
             kept = _write(base, found, prep.pack.seed, output) if output and passed else _unique(base, found)
         except duckdb.Error as error:
@@ -130,7 +120,7 @@ def select(files: tuple[Path, ...], prep: Prep, output: Path | None) -> Selectio
         rows=counted.rows,
         kept=kept,
         counts=(*counted.counts, unique),
-        histograms=histograms,
+        histograms=counted.histograms,
         columns=found.columns,
         notes=found.notes,
         sweeps=counted.sweeps,
@@ -158,54 +148,56 @@ def _read(base: duckdb.DuckDBPyConnection, files: tuple[Path, ...], active: tupl
     return _Input(sources=found, columns=columns, active=active, notes=notes)
 
 
-def _count(base: duckdb.DuckDBPyConnection, found: _Input) -> _Counted:
-    """Rows by the set of rules that they fail, a bit each, and the ranges of the scores: one pass."""
+def _count(base: duckdb.DuckDBPyConnection, found: _Input, chosen: Select) -> _Counted:
+    """Rows by the set of rules that they fail, a bit each, and in each by the steps of the scores: one pass.
+
+    Of a row that fails two rules on numbers the text is not looked at: it can change no count below.
+    """
     scores = [name for name in SCORES if name in found.columns]
-    failed = " + ".join(f"CASE WHEN {rule.sql} THEN 0 ELSE {1 << bit} END" for bit, rule in enumerate(found.active))
-    ranges = "".join(f", min({score}), max({score}), count({score})" for score in scores)
-    moved = [bit for bit, rule in enumerate(found.active) if sweep.is_swept(rule)]
-    steps = "".join(f", {sweep.steps_sql(found.active[bit], 'failed', bit)}" for bit in moved)
-    query = f"SELECT failed, count(*){ranges}{steps} FROM (SELECT {failed} AS failed, * FROM metadata) GROUP BY failed"
-    groups = run(base, query, "counting")
+    numbers, text = (failed_sql(found.active, text) for text in (False, True))
+    failed = f"numbers + CASE WHEN bit_count(numbers) > 1 THEN 0 ELSE {text} END"
+    table = f"SELECT {failed} AS failed, * FROM (SELECT {numbers} AS numbers, * FROM metadata)"
+    steps = "".join(f", {sweep.steps_sql(score)}" for score in scores)
+    groups = run(base, f"SELECT failed, count(*){steps} FROM ({table}) GROUP BY failed", "counting")
     rows = {int(group[0]): int(group[1]) for group in groups}
     counts = []
     for bit, rule in enumerate(found.active):
         so_far = (2 << bit) - 1
         left = sum(number for failed, number in rows.items() if not failed & so_far)
         counts.append(Count(rule=rule.name, left=left, only=rows.get(1 << bit, 0)))
-    total = sum(rows.values())
-    known: dict[str, _Range] = {}
-    for place, score in enumerate(scores):
-        parts = [group[2 + 3 * place : 5 + 3 * place] for group in groups if group[4 + 3 * place]]
-        if parts:
-            lows, highs, numbers = zip(*parts, strict=True)
-            known[score] = _Range(low=min(lows), high=max(highs), absent=total - sum(numbers))
-    sweeps = []
-    for place, bit in enumerate(moved):
-        by_step: Counter[int] = Counter()
-        for group in groups:
-            by_step.update(group[2 + 3 * len(scores) + place] or {})
-        sweeps.append(sweep.of_steps(found.active[bit], by_step, rows.get(0, 0), total))
+    by_step: dict[str, dict[int, dict[int, int]]] = {
+        score: {int(group[0]): group[place] or {} for group in groups} for place, score in enumerate(scores, start=2)
+    }
+    drawn = (_histogram(score, sum(map(Counter, by_step[score].values()), Counter()), rows, chosen) for score in scores)
     return _Counted(
-        rows=total, counts=tuple(counts), ranges=known, sweeps=tuple(each for each in sweeps if each is not None)
+        rows=sum(rows.values()),
+        counts=tuple(counts),
+        histograms=tuple(each for each in drawn if each is not None),
+        sweeps=tuple(_sweeps(found.active, by_step, rows)),
     )
 
 
-def _histogram(base: duckdb.DuckDBPyConnection, score: str, span: _Range, chosen: Select) -> Histogram:
-    width = (span.high - span.low) / BINS or 1.0
-    query = (
-        f"SELECT least(CAST(floor(({score} - {span.low!r}) / {width!r}) AS INTEGER), {BINS - 1}) AS bin, count(*) "
-        f"FROM metadata WHERE {score} IS NOT NULL GROUP BY bin"
-    )
-    bins = dict(run(base, query, f"{score} by value"))
-    return Histogram(
-        score=score,
-        low=span.low,
-        high=span.high,
-        counts=tuple(bins.get(index, 0) for index in range(BINS)),
-        absent=span.absent,
-        threshold=threshold(chosen, score),
-    )
+def _sweeps(
+    active: tuple[Rule, ...], by_step: dict[str, dict[int, dict[int, int]]], rows: dict[int, int]
+) -> Iterator[Sweep]:
+    """Of each rule that can be moved: over the rows that it alone refuses, and those that none does."""
+    for bit, rule in enumerate(active):
+        if not sweep.is_swept(rule):
+            continue
+        assert rule.bound is not None
+        of_score = by_step[rule.bound.column]
+        steps = Counter(of_score.get(0, {})) + Counter(of_score.get(1 << bit, {}))
+        moved = sweep.of_steps(rule, steps, rows.get(0, 0), sum(rows.values()))
+        if moved is not None:
+            yield moved
+
+
+def _histogram(score: str, steps: Counter[int], rows: dict[int, int], chosen: Select) -> Histogram | None:
+    if not steps:
+        return None
+    low, high, counts = sweep.bars(score, steps)
+    absent = sum(rows.values()) - sum(counts)
+    return Histogram(score=score, low=low, high=high, counts=counts, absent=absent, threshold=threshold(chosen, score))
 
 
 def _unique(base: duckdb.DuckDBPyConnection, found: _Input) -> int:
@@ -236,8 +228,8 @@ def _write(base: duckdb.DuckDBPyConnection, found: _Input, seed: int, output: Pa
 def _wanted(found: _Input) -> str:
     """A query for the rows that pass all rules."""
     bounds = [rule.bound for rule in found.active if rule.bound is not None]
-    passed = " AND ".join(rule.sql for rule in found.active)
-    return f"SELECT * FROM ({metadata.view(found.sources, found.columns, bounds)}) WHERE {passed}"
+    passed = [rule.sql for rule in found.active if not rule.reads_text] + [f"{failed_sql(found.active, True)} = 0"]
+    return f"SELECT * FROM ({metadata.view(found.sources, found.columns, bounds)}) WHERE {' AND '.join(passed)}"
 
 
 def _nothing_left(outcome: Selection, active: tuple[Rule, ...], files: tuple[Path, ...]) -> str:

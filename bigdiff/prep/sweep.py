@@ -11,13 +11,15 @@ from typing import Final
 
 from bigdiff.prep.rules import Bound, Rule
 
-# The step of a threshold and the end of the scale, which begins at 0; beyond it, all counts as its end.
+# The step of a threshold and the end of the scale, which begins at 0.
 _SCALES: Final = {
     "aesthetic": (0.05, 10.0),
     "pwatermark": (0.01, 1.0),
     "punsafe": (0.01, 1.0),
     "similarity": (0.01, 1.0),
 }
+BINS: Final = 40
+_FAR: Final = 10_000  # steps
 _SHORT: Final = 1e-9  # what rounding may take from a value on a step
 
 
@@ -40,24 +42,34 @@ def is_swept(rule: Rule) -> bool:
     return rule.bound is not None and rule.bound.column in _SCALES
 
 
-def steps_sql(rule: Rule, mask: str, bit: int) -> str:
-    """An aggregate {step: rows} over the rows that no other rule refuses; `mask` has a bit for each that does."""
-    assert rule.bound is not None
-    step, end = _SCALES[rule.bound.column]
-    place = f"floor({rule.bound.column} / {step!r} + {_SHORT!r})"
-    held = f"least(greatest({place}, 0), {round(end / step)})::INTEGER"
-    return f"histogram({held}) FILTER ({mask} & ~{1 << bit} = 0)"
+def steps_sql(score: str) -> str:
+    """An aggregate {step: rows}; what lies far beyond the scale counts as the last step that is held."""
+    step, _ = _SCALES[score]
+    place = f"floor({score} / {step!r} + {_SHORT!r})"
+    # the filter, because `greatest` and `least` pass over what is null
+    return f"histogram(least(greatest({place}, -{_FAR}), {_FAR})::SMALLINT) FILTER ({score} IS NOT NULL)"
+
+
+def bars(score: str, counts: Mapping[int, int]) -> tuple[float, float, tuple[int, ...]]:
+    """The ends of a histogram of about BINS bins, each of as many whole steps, and the rows of each bin."""
+    step, _ = _SCALES[score]
+    wide = math.ceil((max(counts) - min(counts) + 1) / BINS)
+    first = min(counts) // wide
+    held = [0] * (max(counts) // wide - first + 1)
+    for place, count in counts.items():
+        held[place // wide - first] += count
+    return round(first * wide * step, 6), round((first + len(held)) * wide * step, 6), tuple(held)
 
 
 def of_steps(rule: Rule, counts: Mapping[int, int], chosen: int, rows: int) -> Sweep | None:
-    """The sweep of a rule from its steps; None where no row has the score."""
+    """The sweep of a rule from the steps of the rows that no other rule refuses; None where none has the score."""
     if not counts:
         return None
     assert rule.bound is not None
     bound, (step, end) = rule.bound, _SCALES[rule.bound.column]
-    first, last = min(counts), min(max(counts) + 1, round(end / step))
+    first, last = max(min(counts), 0), min(max(counts) + 1, round(end / step))
     first, last = min(first, math.floor(bound.value / step)), max(last, math.ceil(bound.value / step))
-    places = range(max(first, 0), last + 1)
+    places = range(first, last + 1)
     over = bound.comparison.startswith(">")
     kept = [sum(count for at, count in counts.items() if (at >= place) == over) for place in places]
     return Sweep(

@@ -7,6 +7,7 @@ import pytest
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.prep import Download, Pack, Prep, Select
+from bigdiff.prep.rules import DUPLICATE
 from bigdiff.prep.select import Selection, inputs, select
 
 NAN = float("nan")
@@ -37,9 +38,9 @@ def test_sequential_counts_and_what_each_rule_alone_rejects(tmp_path: Path) -> N
     made = run(tmp_path / "meta", tmp_path / "selected.parquet", aesthetic_above=5.0, pwatermark_below=0.5)
     counts = left(made)
     assert (made.rows, made.kept) == (5, 1)
-    assert counts["caption present"] == (4, 1)
-    assert counts["aesthetic > 5"] == (1, 2)  # b and d; c is refused by two rules
-    assert counts["pwatermark < 0.5"] == (1, 0)
+    assert counts["caption present"] == (1, 1)
+    assert counts["aesthetic > 5"] == (2, 2)  # b and d; c is refused by two rules
+    assert counts["pwatermark < 0.5"] == (2, 0)
     table = pq.read_table(tmp_path / "selected.parquet")
     assert table.to_pylist() == [
         {"row": 0, "url": "http://example.com/a", "caption": "one", "pwatermark": 0.1, "aesthetic": 6.0}
@@ -154,17 +155,18 @@ def test_counts_agree_with_the_rows_one_by_one(tmp_path: Path) -> None:
         tmp_path, tmp_path / "selected.parquet", min_width=100, min_height=200, max_aspect=2.0, punsafe_below=0.5
     )
     asked = {
-        "url present": [True for _ in number],
-        "url is http or https": [True for _ in number],
-        "url is public": [each % 7 != 0 for each in number],
-        "caption present": [each % 11 != 0 for each in number],
         "width >= 100": [width >= 100 for width in rows["WIDTH"]],
         "height >= 200": [height >= 200 for height in rows["HEIGHT"]],
         "aspect <= 2": [
             min(each) > 0 and max(each) / min(each) <= 2 for each in zip(rows["WIDTH"], rows["HEIGHT"], strict=True)
         ],
         "punsafe < 0.5": [score is not None and score < 0.5 for score in rows["punsafe"]],
+        "url present": [True for _ in number],
+        "url is http or https": [True for _ in number],
+        "url is public": [each % 7 != 0 for each in number],
+        "caption present": [each % 11 != 0 for each in number],
     }
+    assert [count.rule for count in made.counts] == [*asked, DUPLICATE]
     per_row = list(zip(*asked.values(), strict=True))
     for place, (rule, passed) in enumerate(asked.items()):
         left_over = sum(all(each[: place + 1]) for each in per_row)

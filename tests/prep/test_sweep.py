@@ -54,6 +54,10 @@ def test_a_curve_falls_or_rises_and_reaches_the_rule_alone(source: Path) -> None
     assert rising == sorted(rising)
     only = {count.rule: count.only for count in made.counts}
     assert rising[-1] == made.kept + only["pwatermark < 0.5"]  # without the rule
+    first = pq.read_table(source).slice(0, 4).to_pylist()
+    lacking = sum(row["WIDTH"] >= 300 and row["pwatermark"] < 0.5 for row in (first[0], first[1], first[3]))
+    assert lacking > 0
+    assert falling[0] == made.kept + only["aesthetic >= 5"] - lacking  # without a score, or one below the scale
 
 
 def test_a_threshold_beyond_all_scores_is_on_the_curve() -> None:
@@ -64,6 +68,19 @@ def test_a_threshold_beyond_all_scores_is_on_the_curve() -> None:
     assert moved.at[-1] == 9.0
     assert moved.kept[:4] == (6, 1, 1, 0)
     assert sweep.of_steps(rule, {}, chosen=0, rows=10) is None
+
+
+def test_bars_hold_every_row_between_round_ends() -> None:
+    assert sweep.bars("aesthetic", {60: 5, 62: 1}) == (3.0, 3.15, (5, 0, 1))
+    low, high, counts = sweep.bars("pwatermark", {-7: 2, 0: 3, 99: 4, 10_000: 5})
+    width = (high - low) / len(counts)
+    assert low <= -0.07
+    assert high > 100.0
+    assert len(counts) <= sweep.BINS + 1
+    assert [index for index, count in enumerate(counts) if count] == [0, 1, len(counts) - 1]
+    assert (counts[0], counts[1], counts[-1]) == (2, 7, 5)
+    assert width * 100 == pytest.approx(round(width * 100))  # whole steps
+    assert sum(counts) == 14
 
 
 def test_our_own_scores_are_counted_one_by_one(judged: Any) -> None:
