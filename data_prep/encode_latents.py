@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--text-states", action="store_true", help="store the text encoder's states, too")
     parser.add_argument("--text-encoder", help="without --stage, for --text-states: local folder or hub id[:subfolder]")
     parser.add_argument("--mirrored", action="store_true", help="store the mirrored pictures' latents, too (data.flip)")
+    parser.add_argument(
+        "--crops", type=int, help="store so many boxes of a picture, odd (default: 1, or 3 for data.crop=random)"
+    )
     parser.add_argument("--mean-only", action="store_true", help="store no log-variance, where it is next to nothing")
     parser.add_argument("--workers", type=int, default=2, help="processes on CPU, decoding threads beside a GPU")
     parser.add_argument("--least-psnr", type=float, default=10.0, help="dB below which the canary fails (default: 10)")

@@ -75,7 +75,7 @@ class Identity:
     manifest: str  # of the sets: sha256 over those of their manifests
     total: int  # samples of a global batch
     order: str  # fingerprint of the data order
-    framing: str = ""  # of pictures: crop and flip; "" on latents
+    framing: str = ""  # crop and flip; "" on latents of the centre that are not mirrored
     frozen: str = ""  # sha256 of the run's frozen weights; "" where there are none
 
     def differences(self, saved: "Identity") -> list[str]:

@@ -116,10 +116,6 @@ def data_rules(stage: Stage) -> Rules:
             len({bool(one.images) for one in given}) > 1,
             "data.sources are of two kinds: they must all be latents, or all images",
         ),
-        (
-            data.crop != "center" and not on_images(data),
-            f"data.crop={data.crop} has no effect on latents: they are made of the centre",
-        ),
         (not 0 <= data.flip <= 1, f"data.flip={data.flip} must lie in [0, 1]"),
         (
             stage.batch.total % max(data.canonical_nodes, 1) != 0,

@@ -33,7 +33,7 @@ class Data:
 
     latents: str = ""  # folder, http(s):// or s3:// address of a set with manifest.json of kind "latents"
     images: str = ""  # the same of kind "images", whose pictures are decoded, framed and encoded while training
-    crop: Literal["center", "random"] = "center"  # of pictures; latents are made of their centres
+    crop: Literal["center", "random"] = "center"  # of pictures; of latents, which must be stored of more boxes
     flip: float = 0.0  # probability that a picture is mirrored; of latents, which must be stored of both
     # or several sets and their shares; a list, because OmegaConf does not check the items of a tuple
     sources: list[Source] = field(default_factory=list)

@@ -1,7 +1,9 @@
 """What a latent set must have been made with: the lines that the encoder writes and the trainer compares."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+CROPS: Final = 3  # boxes that a set stores for a stage that draws its crops, where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,7 @@ class LatentContract:
     resize: str = "bicubic shorter side"
     crop: str = "center"
     mirror: bool | Literal["stored"] = False  # "stored": beside each sample is that of the mirrored picture
+    crops: int = 1  # boxes whose latents are stored, from one end of the picture's room to the other; 1: the centre
     text_states: int = 0  # width of the text encoder's stored states; 0: none are
     text_encoder_sha256: str = ""  # of the one that made them
     buckets: tuple[tuple[int, int], ...] = ()  # widths and heights of a set of several shapes, in place of a resolution
@@ -45,6 +48,7 @@ class LatentContract:
         shapes = {f"{width}x{height}": list(self.shape_of(width, height)) for width, height in self.buckets}
         absent = {"resolution" if shapes else "buckets"}
         absent |= set() if self.text_states else {"text_states", "text_encoder_sha256"}
+        absent |= set() if self.crops > 1 else {"crops"}
         plain = {key: value for key, value in asdict(self).items() if key not in absent}
         plain |= {"buckets": shapes} if shapes else {"shape": list(self.shape)}
         return plain | {"empty_tokens": list(self.empty_tokens), "text_length": len(self.empty_tokens)}

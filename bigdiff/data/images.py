@@ -74,6 +74,11 @@ def mirrored(seed: int, positions: torch.Tensor, flip: float) -> torch.Tensor:
     return bits(seed, "framing", positions, 3)[:, 2] < flip * 2**32
 
 
+def boxed(seed: int, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Which of `count` stored boxes the samples at int64 `positions` show, int64 [B]: by the numbers of pictures."""
+    return bits(seed, "framing", positions, 3)[:, 0] * count >> 32
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageBatch:
     """A micro-batch of one process. Its pixels are good until the next batch is asked for."""

@@ -61,6 +61,18 @@ class Batch:
         return self.raw[:, self.layout.mirrored].view(torch.float16).view(-1, *self.layout.shape)
 
     @property
+    def crops(self) -> torch.Tensor:
+        """fp16 [B, N - 1, 2C, h, w]: as `moments`, of the boxes but the centre in order, where the set stores them."""
+        found = self.raw[:, self.layout.crops].view(torch.float16)
+        return found.view(len(found), self.layout.boxes - 1, *self.layout.shape)
+
+    @property
+    def mirrored_crops(self) -> torch.Tensor:
+        """As `crops`, each mirrored, where the set stores them."""
+        found = self.raw[:, self.layout.mirrored_crops].view(torch.float16)
+        return found.view(len(found), self.layout.boxes - 1, *self.layout.shape)
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All that `to` moves."""
         return self.raw, self.positions
@@ -104,7 +116,11 @@ def layouts(contract: dict[str, Any], where: str) -> dict[str, Layout]:
     try:
         shapes = contract["buckets"] if "buckets" in contract else {"": contract["shape"]}
         text = contract["text_length"], contract.get("text_states", 0)
-        form = Form(mean=contract.get("stored") == "mean", mirrored=contract.get("mirror") == "stored")
+        form = Form(
+            mean=contract.get("stored") == "mean",
+            mirrored=contract.get("mirror") == "stored",
+            crops=contract.get("crops", 1),
+        )
         return {bucket: layout(*shape, *text, form) for bucket, shape in shapes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the contract of {where} gives no shape ({error!r}): encode the set again") from error

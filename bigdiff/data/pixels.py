@@ -29,13 +29,28 @@ class Frame:
     mirrored: bool = False
 
 
+def boxes(width: int, height: int, count: int) -> tuple[Frame, ...]:
+    """An odd `count` of frames, evenly spaced over the room of any picture from its one end to the other.
+
+    The one in the middle is the centre, as without others, and each lies as far from it as its counterpart.
+    """
+    steps = max(count - 1, 1)
+    before = [-(-(number << 32) // steps) for number in range(count // 2)]
+    behind = [(1 << 32) - 1 - fraction for fraction in reversed(before)]
+    return tuple(Frame(width=width, height=height, across=one, down=one) for one in (*before, None, *behind))
+
+
 def framed(pixels: Pixels, frame: Frame) -> Pixels:
     """uint8 [frame.height, frame.width, 3], maybe a view: resized to cover the frame, cropped, mirrored.
 
     Raises:
         Undecodable: when a long and narrow picture would have to be enlarged beyond MAX_PIXELS.
     """
-    pixels = cover(pixels, frame.width, frame.height)
+    return cropped(cover(pixels, frame.width, frame.height), frame)
+
+
+def cropped(pixels: Pixels, frame: Frame) -> Pixels:
+    """The frame's part of a picture that covers it already, as `cover` gives it: a view, or mirrored."""
     height, width, _ = pixels.shape
     left, top = _begin(width - frame.width, frame.across), _begin(height - frame.height, frame.down)
     pixels = pixels[top : top + frame.height, left : left + frame.width]
@@ -61,8 +76,7 @@ def cover(pixels: Pixels, width: int, height: int) -> Pixels:
     For a square that is the shorter side, with torchvision's rounding.
     """
     tall, wide, _ = pixels.shape
-    by_width = width * tall >= height * wide
-    size = (width * tall // wide, width) if by_width else (height, height * wide // tall)
+    size = covering(wide, tall, width, height)
     if size == (tall, wide):
         return pixels
     if size[0] * size[1] > MAX_PIXELS:
@@ -72,6 +86,17 @@ def cover(pixels: Pixels, width: int, height: int) -> Pixels:
     resized = torch.nn.functional.interpolate(tensor, size, mode="bicubic", antialias=True)
     result: Pixels = resized[0].permute(1, 2, 0).numpy()
     return result
+
+
+def covering(wide: int, tall: int, width: int, height: int) -> tuple[int, int]:
+    """Height and width of a picture of `wide` x `tall` after `cover`."""
+    by_width = width * tall >= height * wide
+    return (width * tall // wide, width) if by_width else (height, height * wide // tall)
+
+
+def has_room(wide: int, tall: int, frame: Frame) -> bool:
+    """Whether some of a picture of `wide` x `tall` is left beside the frame."""
+    return covering(wide, tall, frame.width, frame.height) != (frame.height, frame.width)
 
 
 def _begin(room: int, fraction: int | None) -> int:

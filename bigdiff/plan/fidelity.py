@@ -123,7 +123,10 @@ def _ours(fact: Fact, subject: Subject, preps: Mapping[str, Prep]) -> _Ours:
     folders = [Path(source.latents) for source in sources(subject.stage.data)]
     if not all((folder / manifest.NAME).is_file() for folder in folders):
         return _Ours(value=f"{UNDECIDED}{', '.join(subject.data)}", open=True)
-    return _Ours(value=_one([manifest.read(folder, "latents").contract.get(fact.key) for folder in folders]))
+    contracts = [manifest.read(folder, "latents").contract for folder in folders]
+    if fact.key == "crop" and subject.stage.data.crop == "random":
+        return _Ours(value=_one([f"one of {contract.get('crops', 1)} boxes" for contract in contracts]))
+    return _Ours(value=_one([contract.get(fact.key) for contract in contracts]))
 
 
 def _pictures(key: str, subject: Subject) -> _Ours:

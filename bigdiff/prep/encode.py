@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from bigdiff.config.errors import UsageError
-from bigdiff.data import manifest
+from bigdiff.data import manifest, pixels
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.prep.encode_workers import WORK, Plan, one_thread, run
 from bigdiff.prep.encoder import Encoder, empty, load, refuse_buckets, stored_as
@@ -61,13 +62,14 @@ def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) ->
     """What is to be done; reads, writes nothing.
 
     Raises:
-        UsageError: when `images` is no finished image set, or `output` holds a set made with other settings.
+        UsageError: when `images` is no finished image set, leaves no room for several boxes, or `output` holds a set
+            made with other settings.
     """
     source = manifest.read(images, "images")
     if images.resolve() == output.resolve():
         raise UsageError(f"--images and --output are both {images}: choose another output folder")
     refuse_buckets(encoder, images, source.buckets)
-    read_table(images / f"{source.shards[0].name}{source.index}")
+    _refuse_no_room(encoder, images, read_table(images / f"{source.shards[0].name}{source.index}"))
     lineage = {
         "images": manifest.fingerprint(images),
         "batch": settings.batch,
@@ -90,6 +92,18 @@ def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) ->
     )
 
 
+def _refuse_no_room(encoder: Encoder, images: Path, table: pa.Table) -> None:
+    """Raise a UsageError for boxes of pictures that are all of the frame's shape, where the first shard says that."""
+    if encoder.crops == 1 or not {"width", "height"} <= {*table.column_names}:
+        return
+    frame, sizes = encoder.frame, zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
+    if len(table) and all(wide and tall and not pixels.has_room(wide, tall, frame) for wide, tall in sizes):
+        raise UsageError(
+            f"--crops {encoder.crops} would store equal copies: the pictures of {images} have the shape of what is "
+            f"shown; encode without it, or from whole pictures"
+        )
+
+
 def _try_first(plan: Plan, encoder: Encoder) -> None:
     """Encode the first batch that is left, so that a posterior too wide for its mean is refused before all else."""
     shard = plan.todo[0]
@@ -97,8 +111,7 @@ def _try_first(plan: Plan, encoder: Encoder) -> None:
     sources = places(read_table(Path(f"{stem}{plan.source.index}")))[: encoder.batch]
     chosen = replace(encoder, bucket=shard.bucket)
     with one_thread(encoder.device), contextlib.closing(batches(Path(f"{stem}.tar"), sources, chosen)) as first:
-        _, shown, _ = next(first)
-        pictures(chosen, shown, [key for key, _, _ in sources])
+        pictures(chosen, next(first).shown, [key for key, _, _ in sources])
 
 
 def _made(plan: Plan, records: list[Record]) -> Manifest:
@@ -121,6 +134,8 @@ def _made(plan: Plan, records: list[Record]) -> Manifest:
         "latent_std": [one.std for one in records],
         "enlarged": sum(one.enlarged for one in records),
     }
+    if contract.get("crops", 1) > 1:
+        figures["cropped"] = sum(one.cropped for one in records)
     if contract["stored"] == "mean":
         figures["posterior_spread"] = [one.spread for one in records]
     return Manifest(kind="latents", shards=shards, contract=contract, lineage=plan.recorded["lineage"] | figures)

@@ -50,6 +50,7 @@ class Encoder:
     text_encoder: CLIPTextModel | None = None  # whose states are stored, too
     mirrored: bool = False  # the mirrored pictures' latents are stored, too
     mean_only: bool = False  # the posterior's mean is stored without its log-variance
+    crops: int = 1  # boxes of each picture that are stored, the centre among them
     bucket: str = ""  # "WIDTHxHEIGHT" of the shard in hand, where the set has buckets
 
     @property
@@ -59,12 +60,17 @@ class Encoder:
         return Frame(width=width, height=height)
 
     @property
+    def frames(self) -> tuple[Frame, ...]:
+        """Its boxes: what is shown is the one in the middle."""
+        return pixels.boxes(self.frame.width, self.frame.height, self.crops)
+
+    @property
     def layout(self) -> Layout:
         """Of the members."""
         frame, one = self.frame, factor(self.vae)
         channels = self.vae.config["latent_channels"] * (1 if self.mean_only else 2)
         width = 0 if self.text_encoder is None else int(self.text_encoder.config.hidden_size)
-        form = Form(mean=self.mean_only, mirrored=self.mirrored)
+        form = Form(mean=self.mean_only, mirrored=self.mirrored, crops=self.crops)
         return layout(channels, frame.height // one, frame.width // one, self.tokenizer.model_max_length, width, form)
 
 
@@ -75,6 +81,7 @@ class Encoded:
     moments: Half  # [B, 2C, h, w], or the mean [B, C, h, w]
     mirrored: Half | None  # the same of the mirrored pictures
     spread: float  # the posterior's standard deviation relative to the means'; 0 where it is not asked for
+    crops: tuple[Half, ...] = ()  # [B, N - 1, 2C, h, w] of the other boxes and, beside mirrored ones, of them mirrored
 
 
 def load(settings: Settings) -> Encoder:
@@ -106,6 +113,7 @@ def load(settings: Settings) -> Encoder:
         text_encoder=_text_encoder(settings, device),
         mirrored=settings.mirrored,
         mean_only=settings.mean_only,
+        crops=settings.crops,
     )
 
 
@@ -139,6 +147,10 @@ def refuse_buckets(encoder: Encoder, images: Path, buckets: Sequence[str]) -> No
             if asked
             else f"some shards of {images} have a bucket and others none: build the image set again"
         )
+    if several and encoder.crops > 1:
+        raise UsageError(
+            f"--crops has no effect on {images}: its pictures have their bucket's shape, encode without it"
+        )
     if not several and not asked:
         raise UsageError(f"{images} has no buckets, which would say its shapes: give --resolution")
     for bucket in buckets:
@@ -167,6 +179,7 @@ def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
         resize=pixels.RESIZE,
         crop=pixels.CROP,
         mirror="stored" if encoder.mirrored else False,
+        crops=encoder.crops,
         text_states=0 if text is None else int(text.config.hidden_size),
         text_encoder_sha256="" if text is None else weights_sha256(text),
         buckets=tuple((size.width, size.height) for size in sizes),
@@ -174,8 +187,8 @@ def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> Encoded:
-    """What is stored of uint8 pixels [B, H, W, 3].
+def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str], others: Sequence[torch.Tensor] = ()) -> Encoded:
+    """What is stored of uint8 pixels [B, H, W, 3], and of the `others`: the same pictures in their other boxes.
 
     Raises:
         RunError: naming the first sample whose moments float16 cannot hold.
@@ -188,12 +201,17 @@ def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> Encode
             f"--mean-only would lose something: the posterior's standard deviation is {spread:.2g} of the latents' on "
             f"the pictures from {keys[0]} on, more than {NARROW:g}: encode without it"
         )
-    other = moments(encoder.vae, normalised(shown.flip(2), encoder.device)) if encoder.mirrored else None
+    boxes = [others, [one.flip(2) for one in others]] if encoder.mirrored else [others]
     return Encoded(
         moments=_half(encoder, found, keys),
-        mirrored=None if other is None else _half(encoder, other, keys),
+        mirrored=_plain(encoder, shown.flip(2), keys) if encoder.mirrored else None,
         spread=spread,
+        crops=tuple(np.stack([_plain(encoder, one, keys) for one in part], axis=1) for part in boxes if part),
     )
+
+
+def _plain(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> Half:
+    return _half(encoder, moments(encoder.vae, normalised(shown, encoder.device)), keys)
 
 
 def posterior_spread(found: torch.Tensor) -> float:

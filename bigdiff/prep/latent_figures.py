@@ -41,8 +41,13 @@ class Totals:
 
 
 def strange(made: Manifest) -> list[str]:
-    """A sentence for each figure of a shard that is far from the other shards'; [] with few shards."""
+    """A sentence for each figure of a shard that is far from the other shards', if they are not few, and for copies."""
     found: list[str] = []
+    crops = made.contract.get("crops", 1)
+    if crops > 1 and not made.lineage["cropped"]:
+        found.append(
+            f"--crops stored {crops} equal copies of each picture: none has room beside that: encode without it"
+        )
     deviations = _known(made, "latent_std")
     for key, name in NAMES.items():
         values = _known(made, key)

@@ -6,7 +6,9 @@ from typing import Final
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images, sources
+from bigdiff.data.contract import CROPS
 
+MOST_CROPS: Final = 9
 LEAST_PSNR: Final = 10.0  # dB; a fitting autoencoder gives 20 to 35, a wrong pixel range or kernel below 10
 
 
@@ -24,6 +26,13 @@ class Settings:
     text_encoder: str = ""  # whose states are stored beside the token ids; "": none are
     mirrored: bool = False  # also the mirrored pictures' latents
     mean_only: bool = False  # the posterior's mean without its log-variance
+    crops: int = 1  # boxes of each picture, the centre among them
+
+    def __post_init__(self) -> None:
+        if self.crops not in range(1, MOST_CROPS + 1, 2):
+            raise UsageError(
+                f"--crops {self.crops} must be odd, so that one of them is the centre, and at most {MOST_CROPS}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +48,7 @@ class Asked:
     text_states: bool = False
     mirrored: bool = False
     mean_only: bool = False
+    crops: int | None = None
     workers: int = 2
     least_psnr: float = LEAST_PSNR
 
@@ -75,6 +85,7 @@ def chosen(stage: Stage | None, asked: Asked) -> tuple[Settings, Path]:
         text_encoder=asked.text_encoder or "",
         mirrored=asked.mirrored,
         mean_only=asked.mean_only,
+        crops=1 if asked.crops is None else asked.crops,
     )
     return named, asked.output
 
@@ -83,8 +94,8 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
     """The settings that the latent set of `stage` needs.
 
     Raises:
-        UsageError: for a stage without a VAE or without text, which does not say all of them, or one whose text encoder
-            learns, when its states are asked for.
+        UsageError: for a stage without a VAE or without text, which does not say all of them, one whose text encoder
+            learns, when its states are asked for, or one that draws its crops, when one alone is asked for.
     """
     vae, text = stage.model.vae, stage.model.text
     if vae is None or text is None:
@@ -94,6 +105,11 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
         )
     if asked.text_states and text.train:
         raise UsageError(f"stage {stage.name} trains the text encoder, whose states would change: no --text-states")
+    drawn = stage.data.crop == "random"
+    if drawn and asked.crops == 1:
+        raise UsageError(
+            f"stage {stage.name} has data.crop=random, which --crops 1 leaves nothing to draw from: drop it"
+        )
     return Settings(
         vae=vae.source,
         tokenizer=text.tokenizer,
@@ -104,6 +120,7 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
         text_encoder=text.encoder if asked.text_states else "",
         mirrored=asked.mirrored or stage.data.flip > 0,
         mean_only=asked.mean_only,
+        crops=(CROPS if drawn else 1) if asked.crops is None else asked.crops,
     )
 
 

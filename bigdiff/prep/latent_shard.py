@@ -26,7 +26,7 @@ from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import index
 from bigdiff.data.decoding import Pixels, Undecodable, decode
 from bigdiff.data.member import pack
-from bigdiff.data.pixels import framed
+from bigdiff.data.pixels import cover, cropped
 from bigdiff.models.components import token_ids
 from bigdiff.prep.encoder import CANARY, Encoded, Encoder, Half, canary, encode, states
 from bigdiff.prep.latent_figures import Totals
@@ -52,6 +52,28 @@ class Record:
     std: float | None = None
     spread: float = 0.0  # the widest batch's, where the mean alone is stored
     index_sha256: str = ""  # of the parquet
+    cropped: int = 0  # images of which some is left beside what is shown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """A batch of pictures in all their boxes."""
+
+    start: int  # row of the first
+    boxes: torch.Tensor  # uint8 [N, B, H, W, 3]
+    enlarged: int  # of them
+    cropped: int  # of them
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """The centre, [B, H, W, 3]."""
+        return self.boxes[len(self.boxes) // 2]
+
+    @property
+    def others(self) -> tuple[torch.Tensor, ...]:
+        """The other boxes in order."""
+        middle = len(self.boxes) // 2
+        return *self.boxes[:middle], *self.boxes[middle + 1 :]
 
 
 def write_shard(
@@ -66,18 +88,19 @@ def write_shard(
     table = read_table(images / f"{name}{ending}")
     sources = places(table)
     tokens = token_ids(encoder.tokenizer, table["caption"].to_pylist()).numpy().astype(np.uint16)
-    enlarged, psnr, spread, totals = 0, math.inf, 0.0, Totals()
+    enlarged, room, psnr, spread, totals = 0, 0, math.inf, 0.0, Totals()
     with replacing(output / f"{name}.tar") as temporary:
         with Members(temporary, encoder) as members:
-            for start, shown, small in batches(images / f"{name}.tar", sources, encoder):
-                rows = slice(start, start + len(shown))
+            for batch in batches(images / f"{name}.tar", sources, encoder):
+                shown = batch.shown
+                rows = slice(batch.start, batch.start + len(shown))
                 keys = [key for key, _, _ in sources[rows]]
-                stored = encode(encoder, shown, keys)
-                if start == 0:
+                stored = encode(encoder, shown, keys, batch.others)
+                if batch.start == 0:
                     psnr = canary(encoder, shown[:CANARY], stored.moments[:CANARY], output / name)
                 members.add(keys, stored, tokens[rows], states(encoder, tokens[rows]))
                 totals.add(stored.moments[:, : encoder.vae.config["latent_channels"]])
-                enlarged, spread = enlarged + small, max(spread, stored.spread)
+                enlarged, room, spread = enlarged + batch.enlarged, room + batch.cropped, max(spread, stored.spread)
                 tell(len(shown))
         _write_table(output / f"{name}.parquet", members.found, table, members.digests)
         record = Record(
@@ -91,6 +114,7 @@ def write_shard(
             std=totals.std,
             spread=float(f"{spread:.3g}"),
             index_sha256=sha256(output / f"{name}.parquet"),
+            cropped=room,
         )
     return record
 
@@ -129,7 +153,8 @@ class Members:
         for row, key in enumerate(keys):
             text = None if states is None else states[row]
             other = None if stored.mirrored is None else stored.mirrored[row]
-            content = pack(stored.moments[row], tokens[row], text, other, self._mean_only)
+            crops = [boxes[row] for boxes in stored.crops]
+            content = pack(stored.moments[row], tokens[row], text, other, self._mean_only, crops)
             member = tarfile.TarInfo(f"{key}.{EXTENSION}")
             member.size = len(content)
             self._put(member.tobuf(tarfile.USTAR_FORMAT))
@@ -173,37 +198,41 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
-def batches(tar: Path, sources: Sources, encoder: Encoder) -> Generator[tuple[int, torch.Tensor, int], None, None]:
-    """(first row, pixels uint8 [B, H, W, 3], enlarged images) of each batch, decoded by `encoder.threads`.
+def batches(tar: Path, sources: Sources, encoder: Encoder) -> Generator[Decoded, None, None]:
+    """The pictures in turn, decoded by `encoder.threads`, each once for all its boxes.
 
     With several threads one batch is decoded ahead of the one that is encoded, into pinned memory.
     """
-    descriptor, frame = os.open(tar, os.O_RDONLY), encoder.frame
+    descriptor, frame, frames = os.open(tar, os.O_RDONLY), encoder.frame, encoder.frames
 
-    def one(source: tuple[str, int, int], target: Pixels) -> bool:
+    def one(source: tuple[str, int, int], target: Pixels) -> tuple[bool, bool]:
         key, offset, length = source
         try:
             pixels = decode(os.pread(descriptor, length, offset))
-            target[:] = framed(pixels, frame)
+            covering = cover(pixels, frame.width, frame.height)
         except Undecodable as error:
             raise RunError(f"{tar}: image {key} cannot be decoded ({error}); build the image set again") from error
-        return bool(pixels.shape[0] < frame.height or pixels.shape[1] < frame.width)
+        for box, part in enumerate(frames):
+            target[box] = cropped(covering, part)
+        small = pixels.shape[0] < frame.height or pixels.shape[1] < frame.width
+        return small, covering.shape[:2] != (frame.height, frame.width)
 
     pool = ThreadPoolExecutor(encoder.threads) if encoder.threads > 1 else None
 
-    def begun(start: int) -> tuple[torch.Tensor, Iterator[bool]]:
+    def begun(start: int) -> tuple[torch.Tensor, Iterator[tuple[bool, bool]]]:
         rows = sources[start : start + encoder.batch]
-        shape = (len(rows), frame.height, frame.width, 3)
-        shown = torch.empty(shape, dtype=torch.uint8, pin_memory=encoder.device.type == "cuda")
-        return shown, (map if pool is None else pool.map)(one, rows, shown.numpy())
+        shape = (len(frames), len(rows), frame.height, frame.width, 3)
+        boxes = torch.empty(shape, dtype=torch.uint8, pin_memory=encoder.device.type == "cuda")
+        return boxes, (map if pool is None else pool.map)(one, rows, boxes.numpy().swapaxes(0, 1))
 
     try:
         ahead = begun(0)
         for start in range(0, len(sources), encoder.batch):
-            shown, enlarged = ahead
-            small = sum(enlarged)
+            boxes, told = ahead
+            found = list(told)
             ahead = begun(start + encoder.batch)
-            yield start, shown, small
+            enlarged, room = (sum(each) for each in zip(*found, strict=True))
+            yield Decoded(start=start, boxes=boxes, enlarged=enlarged, cropped=room)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)

@@ -94,7 +94,8 @@ def identity(stage: Stage, sets: Sets, path: Course, frozen: str) -> Identity:
     """What must be equal for a resume to continue the same run; `frozen` is the sha256 of its frozen weights."""
     flip = f"mirrored with probability {stage.data.flip:g}"
     latent = flip if stage.data.flip else ""
-    framing = f"{stage.data.crop} crop, {flip}" if on_images(stage.data) else latent
+    drawn = on_images(stage.data) or stage.data.crop != "center"
+    framing = f"{stage.data.crop} crop, {flip}" if drawn else latent
     return Identity(
         seed=stage.seed,
         manifest=fingerprint(sets),

@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from bigdiff.data.images import ImageBatch, mirrored
+from bigdiff.data.images import ImageBatch, boxed, mirrored
+from bigdiff.data.latents import Batch
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import in_range, moments, posterior_sample
 from bigdiff.runtime.seeding import normal, uniform
@@ -23,6 +24,7 @@ class Latents:
     scaling_factor: float  # of the VAE's latents
     vae: AutoencoderKL | None = None  # on the device, in the precision of the network; for pictures
     flip: float = 0.0  # probability that stored latents are those of the mirrored picture; pictures come mirrored
+    crop: bool = False  # whether stored latents are those of any box, not of the centre; pictures come cropped
 
     def clean(self, batch: Micro) -> torch.Tensor:
         """Scaled latents fp32 [B, C, h, w]."""
@@ -36,13 +38,26 @@ class Latents:
     def moments(self, batch: Micro) -> torch.Tensor:
         """Mean and log-variance [B, 2C, h, w], or the mean alone [B, C, h, w]: as stored, or of the pictures."""
         if not isinstance(batch, ImageBatch):
-            if not self.flip:
-                return batch.moments
-            flipped = mirrored(self.seed, batch.positions, self.flip)
-            return torch.where(flipped.view(-1, 1, 1, 1), batch.mirrored, batch.moments)
+            return self._stored(batch)
         assert self.vae is not None, "pictures need an autoencoder"
         with torch.no_grad():
             return moments(self.vae, in_range(batch.pixels).to(self.vae.dtype))
+
+    def _stored(self, batch: Batch) -> torch.Tensor:
+        if not self.flip:
+            return self._box(batch, mirror=False)
+        flipped = mirrored(self.seed, batch.positions, self.flip).view(-1, 1, 1, 1)
+        return torch.where(flipped, self._box(batch, mirror=True), self._box(batch, mirror=False))
+
+    def _box(self, batch: Batch, mirror: bool) -> torch.Tensor:
+        centre = batch.mirrored if mirror else batch.moments
+        if not self.crop:
+            return centre
+        others = batch.mirrored_crops if mirror else batch.crops
+        drawn, middle = boxed(self.seed, batch.positions, batch.layout.boxes), batch.layout.boxes // 2
+        rows = torch.arange(len(drawn), device=drawn.device)
+        other = others[rows, torch.where(drawn > middle, drawn - 1, drawn.clamp_max(middle - 1))]
+        return torch.where((drawn == middle).view(-1, 1, 1, 1), centre, other)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images
 from bigdiff.data import manifest
-from bigdiff.data.contract import LatentContract
+from bigdiff.data.contract import CROPS, LatentContract
 from bigdiff.data.images import ImageSet
 from bigdiff.data.latents import LatentSet
 from bigdiff.diffusion import objective
@@ -124,11 +124,17 @@ def needed_contract(stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPToke
 
 
 def needed_form(stage: Stage, latents: LatentSet, needed: dict[str, Any]) -> dict[str, Any]:
-    """The lines of the forms of storage that the stage takes besides the plain one: mirrored copies, the mean alone."""
+    """The lines of the forms of storage that the stage takes besides the plain one.
+
+    Those are mirrored copies and other boxes, which it needs with data.flip and data.crop=random, and the mean alone.
+    """
     contract = latents.manifest.contract
     found: dict[str, Any] = {}
     if stage.data.flip or contract.get("mirror") == "stored":
         found["mirror"] = "stored"
+    if stage.data.crop == "random":
+        stored = contract.get("crops", 1)  # any number of them
+        found["crops"] = stored if stored > 1 else CROPS
     if contract.get("stored") == "mean":
         channels, *sides = needed["shape"]
         found |= {"stored": "mean", "shape": [channels // 2, *sides]}
@@ -158,11 +164,13 @@ def needed_states(networks: Networks, latents: LatentSet) -> dict[str, Any]:
 
 def refuse_other_latents(latents: LatentSet, needed: dict[str, Any]) -> None:
     """Raise a UsageError when the set was not encoded as the stage needs it, line by line."""
-    wrong = manifest.differences(latents.manifest.contract, needed)
+    contract = latents.manifest.contract
+    wrong = manifest.differences(contract, needed)
     if wrong:
+        crops = f" --crops {needed['crops']}" if "crops" in needed.keys() - contract.keys() else ""
         raise UsageError(
             f"{latents.location} does not fit the stage: {'; '.join(wrong)}. "
-            f"Encode it again with data_prep/encode_latents.py"
+            f"Encode it again with data_prep/encode_latents.py{crops}"
         )
 
 
@@ -218,7 +226,8 @@ def samples(networks: Networks, half: bool, device: torch.device) -> Latents | P
         encoder = copy.deepcopy(vae).to(device, torch.bfloat16 if half else torch.float32)
         del encoder.decoder
     scaling = float(vae.config["scaling_factor"])
-    return Latents(seed=stage.seed, scaling_factor=scaling, vae=encoder, flip=stage.data.flip)
+    crop = stage.data.crop == "random"
+    return Latents(seed=stage.seed, scaling_factor=scaling, vae=encoder, flip=stage.data.flip, crop=crop)
 
 
 def previewer(networks: Networks) -> Previewer | None:

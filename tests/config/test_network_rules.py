@@ -23,6 +23,7 @@ CROSSING = "model.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D,UpBlock2D,Up
     [
         TEXT,
         [*TEXT, *PICTURES, "data.crop=random", "data.flip=1", "text_dropout=0"],
+        [*TEXT, "data.crop=random", "data.flip=0.5"],
         [*TEXT, "preview={every: 5, prompts: [a], guidance: 1.5, steps: 1000}"],
         [*TEXT, "data={latents: '', sources: [{images: a}, {images: b}], flip: 0.5}"],
         [*TEXT, "data={latents: 's3://bucket/set', cache: /scratch, cache_gb: 0.5}", "model.frozen=[unet.*]"],
@@ -103,7 +104,6 @@ def test_settings_of_text_and_of_none_are_refused_where_they_are_not(options: li
             "data.sources 2: set either latents or images, not nei",
         ),
         (["data={latents: '', sources: [{latents: a}, {images: b}]}"], "they must all be latents, or all images"),
-        (["data.crop=random"], "data.crop=random has no effect on latents"),
         ([*PICTURES, "data.flip=1.5"], "data.flip=1.5 must lie in [0, 1]"),
         (["data.canonical_nodes=3"], "data.canonical_nodes=3 does not divide batch.total=2048"),
         (["data.damage_budget=1.0"], "data.damage_budget=1.0 must lie in [0, 1)"),

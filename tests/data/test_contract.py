@@ -45,11 +45,13 @@ def test_each_line_that_differs_is_named(change: dict[str, object]) -> None:
 
 def test_what_is_off_has_no_line_and_what_is_on_its_own() -> None:
     plain = CONTRACT.lines()
-    assert plain["mirror"] is False and not {"text_states", "text_encoder_sha256", "buckets"} & set(plain)
+    assert plain["mirror"] is False and not {"text_states", "text_encoder_sha256", "buckets", "crops"} & set(plain)
     on = replace(CONTRACT, stored="mean", mirror="stored", text_states=768, text_encoder_sha256="d" * 64).lines()
     assert differences(plain, on)[0].startswith("mirror is False in the set, 'stored' is needed")
     assert (on["shape"], on["text_states"], on["text_encoder_sha256"]) == ([4, 64, 64], 768, "d" * 64)
     assert json.loads(json.dumps(on)) == on
+    boxed = replace(CONTRACT, crops=3).lines()
+    assert (boxed.pop("crops"), boxed) == (3, plain), "what is read as moments is the centre still"
 
 
 def test_buckets_have_shapes_in_place_of_a_resolution() -> None:

@@ -110,6 +110,27 @@ def test_mirrored_copies_and_means_are_seen_by_the_contract() -> None:
     assert found.stored == "mean (4, 3, 2) and 5 tokens with states of 6 and mirrored ones"
 
 
+def test_other_crops_are_seen_by_the_contract() -> None:
+    contract = {"shape": [4, 3, 2], "text_length": 5, "mirror": "stored", "crops": 5}
+    (found,) = layouts(contract, "x").values()
+    random = np.random.default_rng(0)
+    stored, mirrored = (random.normal(size=(2, 4, 3, 2)).astype(np.float16) for _ in range(2))
+    crops, turned = (random.normal(size=(2, 4, 4, 3, 2)).astype(np.float16) for _ in range(2))
+    tokens = np.arange(5, dtype=np.uint16)
+    members = [pack(stored[row], tokens, None, mirrored[row], False, (crops[row], turned[row])) for row in range(2)]
+    batch = Batch(
+        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(2, -1),
+        layout=found,
+        bucket="",
+        positions=torch.arange(2),
+        consumed=Consumed(position=0, samples=2, digest=0, substituted=()),
+        wait_seconds=0.0,
+    )
+    assert np.array_equal(batch.moments.numpy(), stored) and np.array_equal(batch.mirrored.numpy(), mirrored)
+    assert np.array_equal(batch.crops.numpy(), crops) and np.array_equal(batch.mirrored_crops.numpy(), turned)
+    assert found.stored == "moments (4, 3, 2) and 5 tokens of 5 crops and mirrored ones"
+
+
 def test_sets_of_other_forms_do_not_share_a_batch(tmp_path: Path, latents: Path, latent_set: Make) -> None:
     other = latent_set(tmp_path / "b", (4,))
     content = json.loads((other / manifest.NAME).read_text())

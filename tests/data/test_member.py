@@ -50,6 +50,53 @@ def test_mirrored_copies_lie_at_the_end_and_a_mean_has_its_name(mean: bool, stat
     assert content[places.states] == text.tobytes()
 
 
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("crops", [3, 9])
+def test_other_crops_lie_behind_all_else_and_mirrored_last(mean: bool, flipped: bool, crops: int) -> None:
+    random = np.random.default_rng(3)
+    stored, mirrored = (random.normal(size=(4, 3, 5)).astype(np.float16) for _ in range(2))
+    others = [random.normal(size=(crops - 1, 4, 3, 5)).astype(np.float16) for _ in range(1 + flipped)]
+    content = pack(stored, np.arange(5, dtype=np.uint16), None, mirrored if flipped else None, mean, others)
+    found = load(content)
+    expected = {"mirrored": mirrored, "mirrored_crops": others[-1]} if flipped else {}
+    expected |= {"mean" if mean else "moments": stored, "crops": others[0], "tokens": np.arange(5)}
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    places = layout(4, 3, 5, 5, 0, Form(mean=mean, mirrored=flipped, crops=crops))
+    assert len(content) == places.total and places.boxes == crops
+    assert content[places.crops] == others[0].tobytes()
+    assert content[places.mirrored_crops] == (others[1].tobytes() if flipped else b"")
+    assert content[places.mirrored] == (mirrored.tobytes() if flipped else b"")
+    assert f"of {crops} crops" in places.stored
+
+
+def test_a_member_without_other_crops_has_the_header_it_always_had() -> None:
+    header = (
+        b'{"mean":{"dtype":"F16","shape":[2,1,1],"data_offsets":[0,4]},'
+        b'"tokens":{"dtype":"U16","shape":[3],"data_offsets":[4,10]},'
+        b'"states":{"dtype":"F16","shape":[3,1],"data_offsets":[10,16]},'
+        b'"mirrored":{"dtype":"F16","shape":[2,1,1],"data_offsets":[16,20]}}'
+    )
+    places = layout(2, 1, 1, 3, 1, Form(mean=True, mirrored=True))
+    assert places.header[8:].rstrip() == header and places.total == len(places.header) + 20
+    assert places.crops == places.mirrored_crops == slice(places.total, places.total)
+    assert layout(2, 1, 1, 3, 1, Form(mean=True, mirrored=True, crops=1)) == places
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [
+        [np.zeros((2, 2, 2, 1), np.float16)],
+        [np.zeros((2, 2, 1, 2), np.float32)],
+        [np.zeros((2, 2, 1, 2), np.float16)] * 2,
+    ],
+)
+def test_other_crops_of_another_shape_type_or_number_are_refused(crops: list[np.ndarray]) -> None:
+    with pytest.raises(AssertionError):
+        pack(np.zeros((2, 1, 2), np.float16), np.zeros(3, np.uint16), crops=crops)
+
+
 def test_a_plain_member_has_the_bytes_it_always_had() -> None:
     content = pack(np.zeros((2, 1, 1), np.float16), np.zeros(3, np.uint16))
     header = (

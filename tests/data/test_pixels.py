@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
 
 from bigdiff.data.decoding import Undecodable
-from bigdiff.data.pixels import Frame, cover, framed, square
+from bigdiff.data.pixels import Frame, boxes, cover, cropped, framed, has_room, square
 
 SIZES = [(96, 96), (97, 64), (64, 97), (200, 67), (131, 333), (65, 64), (64, 64), (40, 31), (64, 67), (700, 512)]
 
@@ -76,6 +76,35 @@ def test_crops_reach_both_ends_evenly() -> None:
     assert np.bincount(begins).tolist() == [101, 100, 100, 100] or max(np.bincount(begins)) <= 101
     assert set(begins) == {0, 1, 2, 3}
     assert framed(pixels, Frame(width=4, height=4))[0, 0, 0] == 2  # the centre, as torchvision rounds it
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 5000), st.sampled_from([1, 3, 5, 7, 9]), st.booleans())
+def test_boxes_lie_evenly_from_end_to_end_around_the_centre(room: int, count: int, upright: bool) -> None:
+    pixels = np.zeros((1, room + 1, 3), np.uint8)
+    pixels[0, :, 0], pixels[0, :, 1] = np.arange(room + 1) % 256, np.arange(room + 1) // 256
+    pixels = pixels.swapaxes(0, 1) if upright else pixels
+    frames = boxes(1, 1, count)
+    begins = [int(low) + 256 * int(high) for low, high, _ in (cropped(pixels, one)[0, 0] for one in frames)]
+    middle = count // 2
+    assert frames[middle] == Frame(width=1, height=1) and begins[middle] == round(room / 2)
+    assert begins == sorted(begins) and len(begins) == count
+    if count > 1:
+        assert (begins[0], begins[-1]) == (0, room)
+        assert all(abs(begin - number * room / (count - 1)) < 1 for number, begin in enumerate(begins))
+        assert [room - one for one in reversed(begins[middle + 1 :])] == begins[:middle]
+    if room == count - 1:
+        assert begins == list(range(count)), "each where a picture can be cropped"
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_boxes_are_crops_of_the_picture_once_it_covers_the_frame(width: int, height: int) -> None:
+    pixels, (first, middle, last) = noise(width, height), boxes(64, 64, 3)
+    covering = cover(pixels, 64, 64)
+    assert np.array_equal(framed(pixels, first), covering[:64, :64])
+    assert np.array_equal(framed(pixels, last), covering[-64:, -64:])
+    assert np.array_equal(framed(pixels, middle), square(png(pixels), 64)[0])
+    assert has_room(width, height, middle) == (covering.shape != (64, 64, 3))
 
 
 def test_a_picture_of_the_right_size_is_left_alone() -> None:

@@ -163,6 +163,13 @@ def test_the_crop_departs_with_a_set_and_without_and_another_crop_differs(tmp_pa
     )
 
 
+def test_a_crop_of_stored_boxes_is_no_random_crop(tmp_path: Path) -> None:
+    chosen = with_set(tmp_path / "boxes", replace(CONTRACT, crops=3))
+    found = one("512px", "as-run", chosen, "data.crop=random")["crop"]
+    assert (found.verdict, found.ours) == ("DIFFERS", "one of 3 boxes")
+    assert one("512px", "as-run", chosen)["crop"].ours == "center"
+
+
 def test_a_departure_holds_for_its_value_alone() -> None:
     assert one("512px", "as-run")["micro"].verdict == "departs"
     assert one("512px", "as-run", "batch.micro=10")["micro"].verdict == "DIFFERS"

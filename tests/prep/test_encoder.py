@@ -68,6 +68,25 @@ def test_mirrored_moments_are_those_of_the_flipped_picture(encoder: Encoder, sho
     assert np.abs(turned - given.mirrored.astype(float)).max() > 0.05
 
 
+def test_other_boxes_are_encoded_as_they_would_be_alone(encoder: Encoder, shown: torch.Tensor) -> None:
+    others = [shown.flip(1), shown // 2]
+    for mirrored in (False, True):
+        chosen = replace(encoder, mirrored=mirrored, crops=3)
+        alone = [encoders.encode(chosen, one, KEYS) for one in (shown, *others)]
+        given = encoders.encode(chosen, shown, KEYS, others)
+        assert np.array_equal(given.moments, alone[0].moments) and given.spread == 0
+        assert len(given.crops) == 1 + mirrored and given.crops[0].shape == (3, 2, 4, 8, 8)
+        for box in range(2):
+            assert np.array_equal(given.crops[0][:, box], alone[1 + box].moments)
+            assert not mirrored or np.array_equal(given.crops[1][:, box], alone[1 + box].mirrored)
+    assert chosen.layout.boxes == 3 and len(chosen.frames) == 3 and chosen.frames[1] == chosen.frame
+    with pytest.raises(RunError, match="sample b moments beyond float16"), torch.no_grad():
+        encoder.vae.quant_conv.bias.fill_(4e4)
+        encoder.vae.quant_conv.weight.zero_()
+        encoder.vae.quant_conv.bias[0] = 7e4
+        encoders.encode(chosen, shown[1:2], KEYS[1:2], [one[1:2] for one in others])
+
+
 def test_the_mean_alone_is_stored_of_a_narrow_posterior(encoder: Encoder, shown: torch.Tensor) -> None:
     moments = encoders.encode(narrow := replace(narrowed(encoder, -20.0), mean_only=False), shown, KEYS).moments
     given = encoders.encode(replace(narrow, mean_only=True), shown, KEYS)
@@ -102,13 +121,14 @@ def test_captions_longer_than_the_text_encoder_takes_are_refused(toy: Path) -> N
 
 def test_a_contract_has_no_line_of_what_is_off(encoder: Encoder, toy: Path) -> None:
     plain = encoders.stored_as(encoder).lines()
-    assert not {"text_states", "text_encoder_sha256", "buckets"} & set(plain)
+    assert not {"text_states", "text_encoder_sha256", "buckets", "crops"} & set(plain)
     assert (plain["stored"], plain["mirror"], plain["shape"]) == ("moments", False, [4, 8, 8])
     text = components.load_text_encoder(str(toy / "text_encoder"))
-    every = encoders.stored_as(replace(encoder, text_encoder=text, mirrored=True, mean_only=True)).lines()
+    every = encoders.stored_as(replace(encoder, text_encoder=text, mirrored=True, mean_only=True, crops=3)).lines()
     assert {key: every[key] for key in every if every[key] != plain.get(key)} == {
         "stored": "mean",
         "mirror": "stored",
+        "crops": 3,
         "shape": [2, 8, 8],
         "text_states": 16,
         "text_encoder_sha256": components.weights_sha256(text),

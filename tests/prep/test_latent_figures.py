@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,15 @@ def test_a_shard_that_is_unlike_the_others_is_named(key: str, value: float, sent
     usual[key][3] = value
     (said,) = strange(made(**usual))
     assert said.startswith(sentence)
+
+
+def test_equal_copies_are_said() -> None:
+    few = made(latent_std=[1.0], latent_mean=[0.0], psnr_db=[9.0])
+    for crops, cropped, said in ((5, 0, ["--crops stored 5 equal copies of each picture"]), (5, 1, []), (1, 0, [])):
+        lines = {"crops": crops} if crops > 1 else {}
+        found = strange(replace(few, contract=lines, lineage=few.lineage | {"cropped": cropped}))
+        assert [sentence.split(": ")[0] for sentence in found] == said
+    assert strange(few) == []
 
 
 def test_shards_that_vary_are_not_strange_nor_few_nor_unknown_nor_better() -> None:

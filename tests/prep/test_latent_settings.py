@@ -26,6 +26,25 @@ def test_a_stage_says_all_but_what_is_optional(toy: Path) -> None:
     assert latent_settings.of_stage(flipping, Asked()).mirrored, "the stage could not read the set otherwise"
 
 
+def test_the_number_of_crops_follows_the_stage_or_is_said(toy: Path) -> None:
+    stage, drawing = (load_stage(str(toy / "stage.yaml"), [f"data.crop={crop}"]) for crop in ("center", "random"))
+    assert latent_settings.of_stage(stage, Asked()).crops == 1
+    assert latent_settings.of_stage(drawing, Asked()).crops == 3, "the stage could not read the set otherwise"
+    assert {latent_settings.of_stage(one, Asked(crops=5)).crops for one in (stage, drawing)} == {5}
+    assert latent_settings.of_stage(stage, Asked(crops=1)).crops == 1
+    with pytest.raises(UsageError, match=r"stage toy has data.crop=random, which --crops 1 leaves nothing to draw"):
+        latent_settings.of_stage(drawing, Asked(crops=1))
+    assert latent_settings.chosen(None, NAMED)[0].crops == 1
+    assert latent_settings.chosen(None, replace(NAMED, crops=9))[0].crops == 9
+
+
+@pytest.mark.parametrize("crops", [-1, 0, 2, 8, 11])
+def test_crops_without_a_centre_or_beyond_nine_are_refused(toy: Path, crops: int) -> None:
+    for stage in (None, load_stage(str(toy / "stage.yaml"))):
+        with pytest.raises(UsageError, match=f"--crops {crops} must be odd, so that one of them is the centre"):
+            latent_settings.chosen(stage, replace(NAMED, crops=crops) if stage is None else Asked(crops=crops))
+
+
 def test_names_say_it_without_a_stage() -> None:
     settings, output = latent_settings.chosen(None, replace(NAMED, text_encoder="e", text_states=True))
     assert settings == Settings(vae="v", tokenizer="t", resolution=8, text_encoder="e") and output == Path("out")

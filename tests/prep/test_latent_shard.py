@@ -95,7 +95,7 @@ def test_the_encoder_sees_the_pixels_that_training_on_pictures_shows(image_set: 
     source = image_set(6)
     table = latent_shard.read_table(source / "00000.parquet")
     places = zip(*(table[name].to_pylist() for name in ("key", "jpg_offset", "jpg_length")), strict=True)
-    encoded = [pixels for _, pixels, _ in latent_shard.batches(source / "00000.tar", list(places), encoder)]
+    encoded = [batch.shown for batch in latent_shard.batches(source / "00000.tar", list(places), encoder)]
     rows, none = np.arange(6), np.zeros(6, np.int64)
     with images_of.ImageSet(str(source)) as opened:
         reader = images_of.ImageReader([opened], images_of.Framing(resolution=16))
@@ -174,6 +174,43 @@ def test_each_form_is_what_the_reader_gives(image_set: ImageSet, encoder: Encode
         assert len(after["safetensors"]) == full.layout.total  # type: ignore[arg-type]
         expected = text(tensors["tokens"].to(torch.int64)[None]).last_hidden_state[0]
         assert torch.allclose(tensors["states"].float(), expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("crops", [3, 5])
+def test_crops_are_what_plain_torch_makes_of_parts_of_the_covering_picture(
+    image_set: ImageSet, encoder: Encoder, tmp_path: Path, crops: int
+) -> None:
+    source = image_set(6)
+    plain = latent_shard.write_shard(source, tmp_path / "plain", "00000", encoder, lambda count: None)
+    full = replace(encoder, crops=crops, mirrored=True)
+    one = latent_shard.write_shard(source, tmp_path / "one", "00000", full, lambda count: None)
+    four = latent_shard.write_shard(source, tmp_path / "four", "00000", replace(full, threads=4), lambda count: None)
+    assert one == four
+    assert (one.psnr, one.mean, one.std, one.enlarged) == (plain.psnr, plain.mean, plain.std, plain.enlarged)
+    originals = images(source)
+    for before, after in zip(stored(tmp_path / "plain"), stored(tmp_path / "one"), strict=True):
+        tensors = safetensors.torch.load(after["safetensors"])  # type: ignore[arg-type]
+        assert set(tensors) == {"moments", "tokens", "mirrored", "crops", "mirrored_crops"}
+        assert torch.equal(tensors["moments"], safetensors.torch.load(before["safetensors"])["moments"])  # type: ignore[arg-type]
+        image = Image.open(io.BytesIO(originals[f"{after['__key__']}.jpg"]))
+        whole = functional.pil_to_tensor(image)
+        small = functional.resize(whole, [16], functional.InterpolationMode.BICUBIC, antialias=True)
+        below, right = small.shape[1] - 16, small.shape[2] - 16
+        ends = torch.stack([small[:, :16, :16], small[:, below : below + 16, right : right + 16]])
+        for name, pixels in (("crops", ends), ("mirrored_crops", ends.flip(3))):
+            expected = encoder.vae.encode(pixels / 127.5 - 1).latent_dist.parameters
+            assert tensors[name].shape == (crops - 1, 4, 8, 8)
+            assert torch.allclose(tensors[name][[0, -1]].float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_pictures_with_room_are_counted(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    encoder = replace(
+        encoder, resolution=8, crops=3
+    )  # pictures of 20 to 26 x 24: 22, 23, ... fill 8 x 8 after rounding
+    source = image_set(7)
+    record = latent_shard.write_shard(source, tmp_path, "00000", encoder, lambda count: None)
+    sizes = [Image.open(io.BytesIO(content)).size for content in images(source).values()]
+    assert record.cropped == sum(max(size) * 8 // min(size) > 8 for size in sizes) == 2
 
 
 def test_the_figures_are_those_of_the_stored_latents(image_set: ImageSet, encoder: Encoder, tmp_path: Path) -> None:

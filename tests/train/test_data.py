@@ -52,6 +52,18 @@ def test_shares_canonical_nodes_and_window_make_another_run(toy: Path) -> None:
     assert len(prints) == len(others) and len(hashes) == 2
 
 
+def test_a_drawn_crop_or_flip_makes_another_run_and_the_centre_none(toy: Path) -> None:
+    latents = str(load_stage(str(toy / "stage.yaml")).data.latents)
+    options = [[], ["data.flip=0.5"], ["data.crop=random"], ["data.crop=random", "data.flip=0.5"]]
+    framings = []
+    for chosen in options:
+        stage = load_stage(str(toy / "stage.yaml"), [f"data.latents={latents}", *chosen])
+        with data.opened(stage.data) as sets:
+            framings.append(data.identity(stage, sets, data.course(stage, sets), "").framing)
+    assert framings[:2] == ["", "mirrored with probability 0.5"], "as every checkpoint of such a run says"
+    assert framings[2:] == ["random crop, mirrored with probability 0", "random crop, mirrored with probability 0.5"]
+
+
 def test_sources_that_end_before_the_stage_are_refused(toy: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"))
     short = replace(stage, data=Data(sources=[Source(latents=stage.data.latents, repeat=1)], window=2))

@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from bigdiff.data.damage import Consumed
-from bigdiff.data.images import Framing, ImageBatch
+from bigdiff.data.images import Framing, ImageBatch, boxed
 from bigdiff.data.latents import Batch
 from bigdiff.data.member import Form, layout, pack
 from bigdiff.runtime import seeding
@@ -65,6 +65,37 @@ def test_mirrored_latents_are_picked_where_pictures_would_be_mirrored() -> None:
     assert torch.equal(picked[flipped], mirrored[flipped]) and torch.equal(picked[~flipped], stored[~flipped])
     assert torch.equal(Latents(seed=3, scaling_factor=0.5).moments(given), stored)
     assert torch.equal(Latents(seed=3, scaling_factor=0.5, flip=1.0).moments(given), mirrored)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+@pytest.mark.parametrize("flip", [0.0, 0.3])
+def test_stored_crops_are_picked_where_pictures_would_be_cropped(count: int, flip: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    boxes = torch.randn(2, 400, count, 4, 4, 4, generator=random).half()  # plain and mirrored
+    middle, others = count // 2, [box for box in range(count) if box != count // 2]
+    members = [
+        pack(boxes[0, row, middle].numpy(), np.zeros(12, np.uint16), None, boxes[1, row, middle].numpy(), False,
+             [boxes[0, row, others].numpy(), boxes[1, row, others].numpy()])
+        for row in range(400)
+    ]  # fmt: skip
+    raw = torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(400, -1)
+    given = replace(batch(400), raw=raw, layout=layout(4, 4, 4, 12, 0, Form(mirrored=True, crops=count)))
+    frames = Framing(resolution=8, crop="random", flip=flip, seed=3).frames("", 1000, 400)
+    across = [frame.across * count >> 32 for frame in frames if frame.across is not None]
+    flips = [int(frame.mirrored) for frame in frames]
+    picked = Latents(seed=3, scaling_factor=0.5, flip=flip, crop=True).moments(given)
+    assert torch.equal(picked, boxes[flips, torch.arange(400), across])
+    centre = Latents(seed=3, scaling_factor=0.5, flip=flip).moments(given)
+    assert torch.equal(centre, boxes[flips, torch.arange(400), middle]), "without data.crop=random"
+
+
+def test_boxes_are_drawn_evenly_and_anew_at_each_visit() -> None:
+    drawn = boxed(3, torch.arange(90_000), 9)
+    assert torch.bincount(drawn).tolist() == pytest.approx([10_000] * 9, rel=0.04)  # 4 standard deviations
+    again = torch.bincount(9 * drawn[:45_000] + drawn[45_000:])
+    assert again.tolist() == pytest.approx([45_000 / 81] * 81, rel=0.2), "of two visits every pair is as likely"
+    assert not torch.equal(boxed(4, torch.arange(90_000), 9), drawn)
+    assert set(boxed(3, torch.arange(90_000), 1).tolist()) == {0}
 
 
 def test_a_stored_mean_is_the_sample() -> None:

@@ -30,6 +30,25 @@ def test_the_set_of_the_stage_is_accepted_and_others_are_refused_line_by_line(to
     assert "resolution" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("crop", "stored", "needed"),
+    [("center", None, {}), ("center", 5, {}), ("random", None, {"crops": 3}), ("random", 5, {"crops": 5})],
+)
+def test_a_stage_that_draws_its_crops_needs_some_and_another_takes_any(
+    toy: Path, crop: str, stored: int | None, needed: dict[str, int]
+) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"data.crop={crop}"])
+    with LatentSet(stage.data.latents) as latents:
+        if stored is not None:
+            latents.manifest.contract["crops"] = stored
+        assert networks.needed_form(stage, latents, {}) == needed
+        if crop == "center" or stored:
+            networks.refuse_other_latents(latents, needed)
+            return
+        with pytest.raises(UsageError, match=r"crops is 'absent' in the set, 3 is needed.*encode_latents.py --crops 3"):
+            networks.refuse_other_latents(latents, needed)
+
+
 def test_random_weights_follow_the_seed_and_leave_the_generator_alone(toy: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
         stage = load_stage(str(toy / "stage.yaml"), [f"seed={seed}"])
