@@ -44,6 +44,7 @@ def _without_effect(stage: Stage) -> Rules:
         (stage.model.unet != UNet(), f"model.unet {makes}"),
         (stage.diffusion != Diffusion(), f"diffusion {makes}: leave its settings out"),
         (stage.text_dropout != 0, f"text_dropout={stage.text_dropout} has no effect without text: set it to 0"),
+        (stage.data.buckets, "data.buckets is for stages of diffusion: an autoencoder is trained on squares"),
     ]
 
 

@@ -8,14 +8,13 @@ Rules = list[tuple[bool, str]]
 def network_rules(stage: Stage) -> Rules:
     """(wrong, sentence) of the networks, of what they are trained on, and of what is drawn."""
     unet, vae, text = stage.model.unet, stage.model.vae, stage.model.text
-    levels = max(len(unet.block_out_channels), 1)
-    least = (max(vae.factor, 1) if vae else 1) * 2 ** (levels - 1)
+    least = divisor(stage)
     return [
         *_size_rules(stage),
         (
             stage.resolution % least != 0,
             f"resolution={stage.resolution} does not divide by {least}: the VAE's factor {vae.factor if vae else 1} "
-            f"times the UNet's {2 ** (levels - 1)}",
+            f"times the UNet's {least // max(vae.factor if vae else 1, 1)}",
         ),
         (
             not len(unet.block_out_channels) == len(unet.down_block_types) == len(unet.up_block_types),
@@ -33,6 +32,12 @@ def network_rules(stage: Stage) -> Rules:
         (not all(stage.model.frozen), "model.frozen has an empty pattern, which matches nothing"),
         *_preview_rules(stage),
     ]
+
+
+def divisor(stage: Stage) -> int:
+    """What the sides of a stage's pictures must divide by, in pixels: the VAE's factor times the UNet's."""
+    levels, vae = max(len(stage.model.unet.block_out_channels), 1), stage.model.vae
+    return (max(vae.factor, 1) if vae else 1) << levels - 1
 
 
 def _size_rules(stage: Stage) -> Rules:
@@ -117,6 +122,10 @@ def data_rules(stage: Stage) -> Rules:
             "data.sources are of two kinds: they must all be latents, or all images",
         ),
         (not 0 <= data.flip <= 1, f"data.flip={data.flip} must lie in [0, 1]"),
+        (
+            data.buckets and data.crop != "center",
+            f"data.crop={data.crop} has no effect with data.buckets, whose pictures have their bucket's shape",
+        ),
         (
             stage.batch.total % max(data.canonical_nodes, 1) != 0,
             f"data.canonical_nodes={data.canonical_nodes} does not divide batch.total={stage.batch.total}: "

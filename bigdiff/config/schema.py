@@ -35,6 +35,7 @@ class Data:
     images: str = ""  # the same of kind "images", whose pictures are decoded, framed and encoded while training
     crop: Literal["center", "random"] = "center"  # of pictures; of latents, which must be stored of more boxes
     flip: float = 0.0  # probability that a picture is mirrored; of latents, which must be stored of both
+    buckets: bool = False  # the shards have shapes of their own, of about resolution^2 pixels; a step is in one of them
     # or several sets and their shares; a list, because OmegaConf does not check the items of a tuple
     sources: list[Source] = field(default_factory=list)
     window: int = 64  # shards of a lane whose samples are shuffled together

@@ -33,6 +33,18 @@ BUCKET: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}", re.ASCII)  # "WIDTHxHEI
 MAX_BYTES: Final = 1 << 28  # of a picture's file
 
 
+def size(bucket: str, where: str) -> tuple[int, int]:
+    """Width and height of a bucket of the set `where`.
+
+    Raises:
+        UsageError: when it names no size.
+    """
+    if not BUCKET.fullmatch(bucket):
+        raise UsageError(f"bucket {bucket!r} of {where} is no size such as '640x448': build the image set again")
+    width, _, height = bucket.partition("x")
+    return int(width), int(height)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Framing:
     """How pictures become batches. Crop and flip are drawn from (seed, position in the run), nothing else."""
@@ -166,10 +178,8 @@ class ImageReader(Sources[ImageSet]):
                 f"resolution={framing.resolution}, but the shards of {', '.join(one.location for one in sets)} have "
                 f"{'no bucket: give a resolution' if '' in self.buckets else 'buckets: leave the resolution out'}"
             )
-        strange = [bucket for bucket in self.buckets if bucket and not BUCKET.fullmatch(bucket)]
-        if strange:
-            where = ", ".join(one.location for one in sets)
-            raise UsageError(f"bucket {strange[0]!r} of {where} is no size such as '640x448': rebuild the set")
+        for bucket in self.buckets - {""}:
+            size(bucket, ", ".join(one.location for one in sets))
         if not 0 <= framing.flip <= 1:
             raise UsageError(f"flip={framing.flip} is no probability: it must be from 0 to 1")
 

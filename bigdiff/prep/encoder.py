@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import pixels
 from bigdiff.data.contract import LatentContract
-from bigdiff.data.images import BUCKET, Framing
+from bigdiff.data.images import Framing, size
 from bigdiff.data.member import Form, Layout, layout
 from bigdiff.data.pixels import Frame
 from bigdiff.models.components import (
@@ -142,8 +142,8 @@ def refuse_buckets(encoder: Encoder, images: Path, buckets: Sequence[str]) -> No
     asked, several = encoder.resolution > 0, any(buckets)
     if several and (asked or not all(buckets)):
         raise UsageError(
-            f"the shards of {images} have buckets that say their sizes: encode them with --vae, --tokenizer and "
-            f"--output, without --resolution and --stage"
+            f"the shards of {images} have buckets that say their sizes: encode them with a stage of data.buckets=true, "
+            f"or without --resolution"
             if asked
             else f"some shards of {images} have a bucket and others none: build the image set again"
         )
@@ -152,10 +152,12 @@ def refuse_buckets(encoder: Encoder, images: Path, buckets: Sequence[str]) -> No
             f"--crops has no effect on {images}: its pictures have their bucket's shape, encode without it"
         )
     if not several and not asked:
-        raise UsageError(f"{images} has no buckets, which would say its shapes: give --resolution")
+        raise UsageError(
+            f"{images} has no buckets to say its shapes: give --resolution, or a stage of data.buckets=false"
+        )
     for bucket in buckets:
-        if bucket and not BUCKET.fullmatch(bucket):
-            raise UsageError(f"bucket {bucket!r} of {images} is no size such as '640x448': build the image set again")
+        if bucket:
+            size(bucket, str(images))
         frame = replace(encoder, bucket=bucket).frame
         if frame.width % factor(encoder.vae) or frame.height % factor(encoder.vae):
             raise UsageError(
@@ -166,7 +168,6 @@ def refuse_buckets(encoder: Encoder, images: Path, buckets: Sequence[str]) -> No
 def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
     """The contract of the set that `encoder` makes of an image set with these `buckets` (none: of one shape)."""
     text = encoder.text_encoder
-    sizes = [replace(encoder, bucket=bucket).frame for bucket in sorted(set(buckets)) if bucket]
     return LatentContract(
         vae_sha256=weights_sha256(encoder.vae),
         vae_scaling_factor=float(encoder.vae.config["scaling_factor"]),
@@ -182,7 +183,7 @@ def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
         crops=encoder.crops,
         text_states=0 if text is None else int(text.config.hidden_size),
         text_encoder_sha256="" if text is None else weights_sha256(text),
-        buckets=tuple((size.width, size.height) for size in sizes),
+        buckets=tuple(size(bucket, "the set") for bucket in sorted({*buckets}) if bucket),
     )
 
 

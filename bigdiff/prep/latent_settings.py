@@ -113,7 +113,7 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
     return Settings(
         vae=vae.source,
         tokenizer=text.tokenizer,
-        resolution=stage.resolution,
+        resolution=0 if stage.data.buckets else stage.resolution,
         text_length=text.max_length,
         workers=asked.workers,
         least_psnr=asked.least_psnr,

@@ -18,7 +18,7 @@ from bigdiff.models.perceptual import Perceptual
 from bigdiff.models.perceptual import load as load_perceptual
 from bigdiff.runtime.world import World
 from bigdiff.train.autoencoding import Autoencoding
-from bigdiff.train.data import Sets, framing, refuse_buckets
+from bigdiff.train.data import Sets, fit_shapes, framing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ def prepare(networks: Networks, sets: Sets, course: Course, world: World) -> Pre
     Raises:
         UsageError: for a set that the stage cannot be trained on.
     """
-    refuse_buckets(pictures(sets))
+    fit_shapes(networks.stage, sets)
     return Prepared(
         networks=networks,
         last_layer=networks.module.vae.decoder.conv_out.weight.shape,

@@ -1,7 +1,7 @@
 """A stage's shard sets, the course of its run over them, and this process's batches."""
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.checkpoint.state import Identity
 from bigdiff.config.errors import UsageError
+from bigdiff.config.network_rules import divisor
 from bigdiff.config.schema import Data, Stage, on_images, sources
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine, read_tombstones
 from bigdiff.data.device import on_device
-from bigdiff.data.images import Framing, ImageReader, ImageSet
+from bigdiff.data.images import Framing, ImageReader, ImageSet, size
 from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.ledger import Ledger, Place, header, new_start
 from bigdiff.data.mixture import Source
@@ -128,14 +129,33 @@ def feed(stage: Stage, world: World, sets: Sets, path: Course, place: Place, pos
 
 def framing(stage: Stage) -> Framing:
     """How the stage's pictures become squares."""
-    return Framing(resolution=stage.resolution, crop=stage.data.crop, flip=stage.data.flip, seed=stage.seed)
+    resolution = None if stage.data.buckets else stage.resolution
+    return Framing(resolution=resolution, crop=stage.data.crop, flip=stage.data.flip, seed=stage.seed)
 
 
-def refuse_buckets(sets: Sequence[ImageSet]) -> None:
-    """Raise a UsageError for a set of pictures of several shapes, which a stage of one resolution cannot take."""
+def fit_shapes(stage: Stage, sets: Sets) -> None:
+    """Raise a UsageError for a set whose pictures have other shapes than the stage takes.
+
+    Those are squares of its resolution or, with data.buckets, shapes of at most that many pixels and at least half.
+    """
+    least, most = divisor(stage), stage.resolution**2
     for one in sets:
-        if one.manifest.buckets != ("",) * len(one.manifest.buckets):
-            raise UsageError(f"{one.location} is sorted into buckets of several shapes, and a stage has one resolution")
+        buckets = sorted({*one.manifest.buckets})
+        if not stage.data.buckets:
+            if any(buckets):
+                raise UsageError(f"the shards of {one.location} have buckets of several shapes: set data.buckets=true")
+            continue
+        if not all(buckets):
+            raise UsageError(f"the shards of {one.location} have no buckets: set data.buckets=false")
+        for bucket in buckets:
+            width, height = size(bucket, one.location)
+            if width % least or height % least:
+                raise UsageError(f"bucket {bucket!r} of {one.location} does not divide by the stage's {least} pixels")
+            if not most / 2 <= width * height <= most:
+                raise UsageError(
+                    f"bucket {bucket!r} of {one.location} has {width * height} pixels, resolution={stage.resolution} "
+                    f"asks for {most} at most and half of that at least: take the set of that resolution"
+                )
 
 
 def start_name(stage: Stage, world: World) -> str:

@@ -1,6 +1,7 @@
 """The networks of a diffusion stage: loaded and built, held against the stage's sets, and made a task."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images
 from bigdiff.data import manifest
 from bigdiff.data.contract import CROPS, LatentContract
-from bigdiff.data.images import ImageSet
+from bigdiff.data.images import ImageSet, size
 from bigdiff.data.latents import LatentSet
 from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
@@ -21,7 +22,7 @@ from bigdiff.evaluate.preview import Beside, Previewer
 from bigdiff.models import components
 from bigdiff.models.denoiser import Denoiser
 from bigdiff.runtime.world import World
-from bigdiff.train.data import Sets, refuse_buckets
+from bigdiff.train.data import Sets, fit_shapes
 from bigdiff.train.denoising import Denoising
 from bigdiff.train.inputs import Captions, Latents, Pixels
 
@@ -95,19 +96,22 @@ def build_denoiser(stage: Stage, text_encoder: CLIPTextModel | None) -> Denoiser
 
 def fit(networks: Networks, sets: Sets) -> None:
     """Raise a UsageError for a set that the stage cannot be trained on."""
-    pictures = [one for one in sets if isinstance(one, ImageSet)]
-    if pictures:
-        refuse_buckets(pictures)
-        return
-    needed = needed_contract(networks.stage, networks.vae, networks.tokenizer)
+    fit_shapes(networks.stage, sets)
     for one in sets:
-        assert isinstance(one, LatentSet)
+        if isinstance(one, ImageSet):
+            continue
+        needed = needed_contract(networks.stage, networks.vae, networks.tokenizer, one.manifest.buckets)
         states = needed_states(networks, one) if networks.denoiser.text_encoder is not None else {}
         refuse_other_latents(one, needed | states | needed_form(networks.stage, one, needed))
 
 
-def needed_contract(stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPTokenizer | None) -> dict[str, Any]:
-    """What the stage's latent set must have been made with; without text, whatever its captions."""
+def needed_contract(
+    stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPTokenizer | None, buckets: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the stage's latent set must have been made with; without text, whatever its captions.
+
+    `buckets` are those of its shards, which `fit_shapes` has looked at.
+    """
     assert vae is not None and stage.model.vae is not None, "latents are made with a VAE"
     empty = components.token_ids(tokenizer, [""])[0].tolist() if tokenizer else []
     lines = LatentContract(
@@ -118,6 +122,7 @@ def needed_contract(stage: Stage, vae: AutoencoderKL | None, tokenizer: CLIPToke
         resolution=stage.resolution,
         tokenizer_sha256=components.tokenizer_sha256(tokenizer) if tokenizer else "",
         empty_tokens=tuple(empty),
+        buckets=tuple(size(bucket, "the set") for bucket in sorted({*buckets}) if bucket),
     ).lines()
     of_text = () if tokenizer else ("tokenizer_sha256", "empty_tokens", "text_length")
     return {key: value for key, value in lines.items() if key not in of_text}
@@ -136,8 +141,9 @@ def needed_form(stage: Stage, latents: LatentSet, needed: dict[str, Any]) -> dic
         stored = contract.get("crops", 1)  # any number of them
         found["crops"] = stored if stored > 1 else CROPS
     if contract.get("stored") == "mean":
-        channels, *sides = needed["shape"]
-        found |= {"stored": "mean", "shape": [channels // 2, *sides]}
+        halved = {bucket: [channels // 2, *sides] for bucket, (channels, *sides) in needed.get("buckets", {}).items()}
+        channels, *sides = needed.get("shape", [0])
+        found |= {"stored": "mean"} | ({"buckets": halved} if halved else {"shape": [channels // 2, *sides]})
     return found
 
 

@@ -19,6 +19,7 @@ def test_the_published_stage_passes() -> None:
         (["model.unet.layers_per_block=1"], "model.unet has no effect in a stage with model.autoencoder"),
         (["diffusion.prediction_type=sample"], "diffusion has no effect in a stage with model.autoencoder"),
         (["text_dropout=0.1"], "text_dropout=0.1 has no effect without text"),
+        (["data.buckets=true", "data.crop=center"], "data.buckets is for stages of diffusion"),
         (["data.images=", "data.latents=x", "data.crop=center"], "an autoencoder is trained on pictures"),
         (["model.autoencoder.latent_channels=0"], "latent_channels=0 must be positive"),
         (["model.autoencoder.norm_num_groups=0"], "norm_num_groups=0 must be positive"),

@@ -298,7 +298,7 @@ def read(reader: Any, picks: Picks) -> Any:
     ("buckets", "resolution", "sentence"),
     [
         (("16x8", "8x16"), 8, "have buckets that say their sizes"),
-        (("", ""), 0, "has no buckets, which would say its shapes: give --resolution"),
+        (("", ""), 0, "has no buckets to say its shapes: give --resolution"),
         (("16x8", ""), 0, "some shards of .* have a bucket and others none"),
         (("16x8", "wide"), 0, "bucket 'wide' of .* is no size such as"),
         (("16x8", "15x8"), 0, "bucket '15x8' of .* does not divide by the autoencoder's 2"),

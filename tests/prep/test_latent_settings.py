@@ -26,6 +26,11 @@ def test_a_stage_says_all_but_what_is_optional(toy: Path) -> None:
     assert latent_settings.of_stage(flipping, Asked()).mirrored, "the stage could not read the set otherwise"
 
 
+def test_the_shards_say_the_sizes_for_a_stage_of_buckets(toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), ["data.buckets=true"])
+    assert latent_settings.of_stage(stage, Asked()).resolution == 0
+
+
 def test_the_number_of_crops_follows_the_stage_or_is_said(toy: Path) -> None:
     stage, drawing = (load_stage(str(toy / "stage.yaml"), [f"data.crop={crop}"]) for crop in ("center", "random"))
     assert latent_settings.of_stage(stage, Asked()).crops == 1

@@ -64,6 +64,37 @@ def test_a_drawn_crop_or_flip_makes_another_run_and_the_centre_none(toy: Path) -
     assert framings[2:] == ["random crop, mirrored with probability 0", "random crop, mirrored with probability 0.5"]
 
 
+@pytest.mark.parametrize(
+    ("bucket", "sentence"),
+    [
+        ("8x8", None),
+        ("12x4", None),
+        ("10x6", "'10x6' of .*latents does not divide by the stage's 4 pixels"),
+        ("8x12", "has 96 pixels, resolution=8 asks for 64 at most"),
+        ("4x4", "has 16 pixels, resolution=8 asks for 64 at most and half of that at least"),
+        ("wide", "bucket 'wide' of .* is no size such as"),
+        ("", "have no buckets: set data.buckets=false"),
+    ],
+)
+def test_buckets_have_about_the_pixels_of_the_resolution(
+    toy: Path, tmp_path: Path, bucket: str, sentence: str | None
+) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"data.latents={tmp_path}/latents", "data.buckets=true"])
+    latents = shutil.copytree(toy / "latents", tmp_path / "latents")
+    content = json.loads((latents / "manifest.json").read_text())
+    content["shards"][1]["bucket"] = bucket
+    for number in (0, 2, 3):
+        content["shards"][number]["bucket"] = "8x8"
+    content["contract"]["buckets"] = {"8x8": [4, 4, 4], bucket: [4, 4, 4]}
+    (latents / "manifest.json").write_text(json.dumps(content))
+    with data.opened(stage.data) as sets:
+        if sentence is None:
+            data.fit_shapes(stage, sets)
+            return
+        with pytest.raises(UsageError, match=sentence):
+            data.fit_shapes(stage, sets)
+
+
 def test_sources_that_end_before_the_stage_are_refused(toy: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"))
     short = replace(stage, data=Data(sources=[Source(latents=stage.data.latents, repeat=1)], window=2))
