@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 # Debian packages that tests need; installed by `make test` when it runs as root and they are missing
 TEST_PACKAGES := slurm-wlm
+# and this one, a Java runtime for Spark, where there is no other
+TEST_JAVA := default-jre-headless
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Where DeepSpeed's compiled operations live. bigdiff.cluster.submit gives the same folder to local jobs.
@@ -84,6 +86,7 @@ $(READY): pyproject.toml constraints.txt bigdiff/data/_pread.c
 test-packages:
 	@missing=""; \
 	for package in $(TEST_PACKAGES); do dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	command -v java >/dev/null || missing="$$missing $(TEST_JAVA)"; \
 	if [ -z "$$missing" ]; then echo "no Debian packages are missing for the tests"; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \

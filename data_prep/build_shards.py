@@ -14,6 +14,7 @@ from rich.table import Table
 from bigdiff.config.errors import UsageError, door
 from bigdiff.config.load import dump
 from bigdiff.config.prep import load_prep
+from bigdiff.runtime.terminal import say
 
 
 def main() -> None:
@@ -22,9 +23,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a file under configs/data, by path or by name")
     parser.add_argument("--input", required=True, type=Path, help="a parquet file with URLs and captions, or a folder")
     parser.add_argument("--output", required=True, help="the folder of the set")
-    parser.add_argument(
-        "--executor", choices=("local", "slurm"), default="local", help="where it runs (default: local)"
-    )
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: local)")
     parser.add_argument("--cluster", help="with slurm: a file under configs/cluster, by name or path")
     parser.add_argument("--machines", type=int, help="with slurm: parts of each phase's array (default: its nodes)")
     parser.add_argument(
@@ -50,7 +49,7 @@ def main() -> None:
         Console(markup=False).print(table, *selection.notes, sep="\n")
         return
     with spread(given.executor, given.cluster, given.machines, prep.pack.processes, Path(given.output)) as workers:
-        made = build(prep, given.input, Path(given.output), workers, Console(stderr=True).print)
+        made = build(prep, given.input, Path(given.output), workers, say)
     state = "was finished already" if made.was_finished else "is finished"
     print(f"{given.output} {state}: {made.manifest.samples:,} samples in {len(made.manifest.shards)} shards")
     print(f"report: {made.report}")

@@ -8,11 +8,10 @@ The same command again continues a job that was stopped or killed, and ends in t
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from bigdiff.config.errors import door
 from bigdiff.config.load import dump
 from bigdiff.config.repack import load_repack
+from bigdiff.runtime.terminal import say
 
 
 def main() -> None:
@@ -21,9 +20,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, type=Path, help="folder of a finished image set")
     parser.add_argument("--output", required=True, type=Path, help="folder of the new set")
     parser.add_argument("--config", help="a file under configs/repack, by path or by name")
-    parser.add_argument(
-        "--executor", choices=("local", "slurm"), default="local", help="where it runs (default: local)"
-    )
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: local)")
     parser.add_argument("--cluster", help="with slurm: a file under configs/cluster, by name or path")
     parser.add_argument("--machines", type=int, help="with slurm: parts of each phase's array (default: its nodes)")
     parser.add_argument("--dry-run", action="store_true", help="print the settings; write nothing")
@@ -38,7 +35,7 @@ def main() -> None:
     from bigdiff.prep.repack import repack  # duckdb, pyarrow, Pillow: a second
 
     with spread(given.executor, given.cluster, given.machines, settings.pack.processes, given.output) as workers:
-        made = repack(settings, given.images, given.output, workers, Console(stderr=True).print)
+        made = repack(settings, given.images, given.output, workers, say)
     state = "was finished already" if made.was_finished else "is finished"
     print(f"{given.output} {state}: {made.manifest.samples:,} samples in {len(made.manifest.shards)} shards")
     print(f"report: {made.report}")

@@ -13,6 +13,10 @@ class RunError(Exception):
     """A failure while running that the user should see as a sentence, not as a traceback (exit code 1)."""
 
 
+class LastingError(RunError):
+    """A RunError that comes again at each start until a person mends what it names: no job is started again for it."""
+
+
 def door(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit 0, 1 on a failure while running, 2 on unusable input, 130 on Ctrl-C."""
     try:

@@ -68,6 +68,10 @@ class Select:
 class Download:
     """How pictures are fetched: bounds per picture and per part, opt-outs, what is tried again."""
 
+    # Who starts the processes: `processes` of them here, or one on each core of Spark's executors, which must see the
+    # same folders. The set's bytes are the same.
+    distributor: Literal["multiprocessing", "pyspark"] = "multiprocessing"
+    spark_master: str | None = None  # such as local[4], spark://host:7077, yarn; null = as Spark itself is configured
     processes: int = 2
     threads: int = 32  # connections per process
     per_host: int = 8  # of them to one host at a time; its other URLs wait, which costs them no time of theirs
@@ -88,9 +92,11 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pack:
-    """What is stored: square RGB pictures and cleaned captions in tars."""
+    """What is stored: RGB pictures, square unless they are told otherwise, and cleaned captions in tars."""
 
-    resolution: int = 512  # pixels of the stored square's side
+    resolution: int = 512  # pixels of the stored square's side; of the shorter side with crop=none
+    # none: whole pictures, so that data.crop=random and the latents' --crops have something to choose from
+    crop: Literal["center", "none"] = "center"
     bucket_step: int | None = None  # pixels; set, pictures keep their aspect: shapes of that area, sides of this step
     bucket_max_aspect: float | None = None  # of a bucket's longer side to its shorter one; null = 2
     min_side: int | None = None  # pixels of the shorter side of the file itself; metadata may be wrong
@@ -169,6 +175,7 @@ def _check_together(prep: Prep) -> Prep:
     _check_select(select)
     check_scoring(prep.score)
     check_dedup(prep.dedup, prep.score)
+    _check_distributor(download)
     if download.timeout_seconds > download.deadline_seconds:
         raise UsageError(
             f"download.timeout_seconds={download.timeout_seconds} has no effect above "
@@ -177,10 +184,29 @@ def _check_together(prep: Prep) -> Prep:
     return prep
 
 
+def _check_distributor(download: Download) -> None:
+    if download.distributor == "pyspark":
+        if download.processes != Download().processes:
+            raise UsageError(
+                f"download.processes={download.processes} has no effect with download.distributor=pyspark, where the "
+                "cores of Spark's executors decide: remove it"
+            )
+    elif download.spark_master is not None:
+        raise UsageError(
+            f"download.spark_master={download.spark_master} has no effect without download.distributor=pyspark: "
+            "set that, or remove it"
+        )
+
+
 def _check_buckets(pack: Pack) -> None:
     if pack.bucket_step is None:
         if pack.bucket_max_aspect is not None:
             raise UsageError("pack.bucket_max_aspect has no effect without pack.bucket_step: set that, or remove it")
+    elif pack.crop == "none":
+        raise UsageError(
+            f"pack.bucket_step={pack.bucket_step} crops pictures to a bucket's shape, and pack.crop=none stores them "
+            "whole: remove one of the two"
+        )
     elif pack.resolution % pack.bucket_step:
         raise UsageError(f"pack.bucket_step={pack.bucket_step} does not divide pack.resolution={pack.resolution}")
     elif pack.bucket_max_aspect is not None and not pack.bucket_max_aspect >= 1:

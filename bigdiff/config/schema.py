@@ -309,6 +309,7 @@ class Cluster:
     time_minutes: int = 1440
     signal_seconds: int = 300  # warning before the time limit; the run saves and requeues on it
     max_requeues: int = 100  # time-outs and preemptions after which submitit stops requeueing
+    max_crashes: int = 3  # in a row, without a new checkpoint, after which the job is not started again
     partition: str = ""
     account: str = ""
     qos: str = ""

@@ -135,7 +135,7 @@ class Shelf:
             RunError: when it can never fit, or the disk is full.
         """
         if shard.bytes > self.cache.bytes:
-            raise RunError(
+            raise LastingError(
                 f"shard {shard.name} has {shard.bytes:,} bytes and the cache {self.folder} is bounded to "
                 f"{self.cache.bytes:,}: raise data.cache_gb"
             )

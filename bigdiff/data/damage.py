@@ -94,9 +94,9 @@ def budget_left(samples: int, damaged: int, share: float) -> bool:
     return damaged <= share * max(samples, 1000)
 
 
-def over_budget(samples: int, damaged: int, share: float) -> RunError:
+def over_budget(samples: int, damaged: int, share: float) -> LastingError:
     """What to say when the budget is used up."""
-    return RunError(
+    return LastingError(
         f"{damaged} of {samples} samples were damaged and substituted, more than data.damage_budget={share:g} allows: "
         f"the warnings above name the shards; rebuild them, or raise the budget"
     )

@@ -30,6 +30,7 @@ from bigdiff.runtime.seeding import bits
 
 KEY, CAPTION = "key", "caption"
 BUCKET: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}", re.ASCII)  # "WIDTHxHEIGHT"
+CENTRE: Final = "centre square"  # the crop in the contract of a set whose pictures leave no room for another
 MAX_BYTES: Final = 1 << 28  # of a picture's file
 
 

@@ -247,7 +247,7 @@ class _Work(Generic[Held, Made]):
                     position=lost.position, source=found[0], shard=found[1], row=found[2], reason=bad[0].reason
                 )
             )
-        raise RunError(
+        raise LastingError(
             f"position {lost.position}: sample {lost.row} of shard {lost.shard} is bad ({lost.reason}) and so are "
             f"{ATTEMPTS} others that could take its place: the set is damaged or taken down as a whole; rebuild it"
         )

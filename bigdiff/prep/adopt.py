@@ -17,7 +17,7 @@ from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import manifest
 from bigdiff.data.index import PARTS, located
 from bigdiff.data.manifest import Manifest, Shard
-from bigdiff.prep.buckets import Shape, parse
+from bigdiff.prep.buckets import Fit, are_whole, parse
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.phash import phash
 from bigdiff.prep.picture import STORED_PIXELS, Rejected, decode
@@ -53,10 +53,11 @@ def open_set(folder: Path) -> Manifest:
     return found
 
 
-def shapes(found: Manifest) -> tuple[Shape, ...]:
-    """The shapes that the set's pictures are stored in."""
+def fit(found: Manifest) -> Fit:
+    """How the set's pictures were fitted before they were stored."""
     side = found.contract["resolution"]
-    return tuple(parse(name) for name in found.contract.get("buckets", [])) or ((side, side),)
+    shapes = tuple(parse(name) for name in found.contract.get("buckets", [])) or ((side, side),)
+    return Fit(shapes=shapes, whole=are_whole(found.contract))
 
 
 def tasks(output: Path, images: Path, found: Manifest, without: tuple[str, ...]) -> list[Task]:

@@ -42,7 +42,7 @@ def _pictures(layout: Layout, workers: Spread, choice: Choice) -> decontaminate.
     folder = choice.dedup.evaluation_pictures
     if folder is None or layout.plan.exists():
         return None
-    return decontaminate.read(Path(folder), choice.shapes, STORED_PIXELS, workers)
+    return decontaminate.read(Path(folder), choice.fit, STORED_PIXELS, workers)
 
 
 def _path(text: str | None) -> Path | None:

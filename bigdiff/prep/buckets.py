@@ -1,17 +1,38 @@
-"""The shapes that pictures of all aspects are cropped to: about the same number of pixels each, sides of a step.
+"""How pictures are fitted: whole, or into shapes of about the same number of pixels each, with sides of a step.
 
-As in NovelAI's aspect ratio bucketing (2022): for each width that is a multiple of the step, the largest such height
-with which the area does not exceed that of the square.
+The shapes are as in NovelAI's aspect ratio bucketing (2022): for each width that is a multiple of the step, the largest
+such height with which the area does not exceed that of the square.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any, Final
 
 from bigdiff.config.prep import Pack
 
 DEFAULT_MAX_ASPECT = 2.0
+WHOLE: Final = "none"  # the crop of a set of whole pictures, as its settings and its contract say it
 Shape = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How a set's pictures are fitted before they are hashed and stored."""
+
+    shapes: tuple[Shape, ...] = ()  # cropped to the one of the nearest aspect
+    whole: bool = False  # resized to cover the one shape, and not cropped
+
+
+def fit(pack: Pack) -> Fit:
+    """That of a set that is made with these settings."""
+    return Fit(shapes=shapes(pack), whole=pack.crop == WHOLE)
+
+
+def are_whole(contract: Mapping[str, Any]) -> bool:
+    """Whether the pictures of an image set with this contract were stored whole."""
+    return contract.get("crop") == WHOLE
 
 
 @cache

@@ -1,8 +1,8 @@
 """Samples that an evaluation would find again: pictures that look like one of its own, captions that are one of its.
 
-Evaluation pictures are fitted into the set's shapes as the samples are before they are hashed, or the two hashes would
-show different parts. Captions are equal when they are after NFKC, case folding, and punctuation and spaces made one
-space.
+Evaluation pictures are fitted as the set's samples are, cropped to its shapes or whole, before they are hashed, or the
+two hashes would show different parts. Captions are equal when they are after NFKC, case folding, and punctuation and
+spaces made one space.
 """
 
 import csv
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from bigdiff.config.errors import UsageError
 from bigdiff.prep import near
-from bigdiff.prep.buckets import Shape
+from bigdiff.prep.buckets import Fit
 from bigdiff.prep.metadata import COLUMNS
 from bigdiff.prep.phash import flat_sql, is_flat, phash
 from bigdiff.prep.picture import Rejected, decode, fitted
@@ -60,7 +60,7 @@ class _Task:
 
     folder: Path
     files: tuple[str, ...]
-    shapes: tuple[Shape, ...]
+    fit: Fit
     max_pixels: int
 
 
@@ -98,15 +98,15 @@ def files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def read(folder: Path, shapes: tuple[Shape, ...], max_pixels: int, workers: Spread) -> Pictures:
-    """The hash of each picture of `folder`, fitted into the set's `shapes` as samples are before they are stored.
+def read(folder: Path, fit: Fit, max_pixels: int, workers: Spread) -> Pictures:
+    """The hash of each picture of `folder`, fitted as the set's samples are before they are stored.
 
     Raises:
-        UsageError: as `files`, and for a file that is no picture or damaged.
+        UsageError: as `files`, and for a file that is no picture, damaged, or too long and narrow to be fitted.
     """
     names = files(folder)
     tasks = [
-        _Task(folder=folder, files=names[first : first + _FILES_A_TASK], shapes=shapes, max_pixels=max_pixels)
+        _Task(folder=folder, files=names[first : first + _FILES_A_TASK], fit=fit, max_pixels=max_pixels)
         for first in range(0, len(names), _FILES_A_TASK)
     ]
     hashes = [value for part in workers.each(hashed, tasks, "hashing the evaluation") for value in part]
@@ -118,11 +118,11 @@ def hashed(task: _Task) -> list[int]:
     found = []
     for name in task.files:
         try:
-            picture = decode((task.folder / name).read_bytes(), task.max_pixels)
+            picture = fitted(decode((task.folder / name).read_bytes(), task.max_pixels), task.fit)
         except (Rejected, OSError) as error:
             why = error.cause if isinstance(error, Rejected) else error.strerror
             raise UsageError(f"{task.folder / name} cannot be read ({why}): mend it or take it away") from error
-        found.append(phash(fitted(picture, task.shapes)))
+        found.append(phash(picture))
     return found
 
 

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from tqdm import tqdm
 
 from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Download
-from bigdiff.prep.layout import DONE, PASSES, ROWS, Layout
+from bigdiff.prep.layout import DONE, PASSES, PUBLISHED, ROWS, STATISTICS, Layout
+from bigdiff.prep.parts import fetched
 from bigdiff.runtime.files import replacing, write_json
 from bigdiff.runtime.workers import Spread
 
@@ -35,8 +35,8 @@ class Task:
     limits: Download
 
 
-def download(layout: Layout, limits: Download, spread: Spread) -> None:
-    """Fetch every row of the selection that has not been fetched, part by part.
+def download(layout: Layout, limits: Download, spread: Spread, say: Callable[[str], None]) -> None:
+    """Fetch every row of the selection that has not been fetched, part by part; say what each brought.
 
     Raises:
         RunError: when a part fails or takes longer than its deadline.
@@ -44,28 +44,31 @@ def download(layout: Layout, limits: Download, spread: Spread) -> None:
     parts = _write_parts(layout, limits)
     if spread.machines > 1:
         tasks = [Task(part=part, limits=limits) for part in parts if not (part / DONE).exists()]
-        deque(spread.each(fetch, tasks, "downloading"), maxlen=0)
+        for line in spread.each(fetch, tasks, "downloading"):
+            say(line)
         return
     end_leftovers(layout.work)
     with tqdm(total=pq.read_metadata(layout.selected).num_rows, desc="downloading", unit="row") as bar:
         for part in parts:
             if not (part / DONE).exists():
                 _run(part, limits, bar)
+                say(fetched(part))
             bar.update(_end(part, limits, bar.total) - bar.n)
 
 
-def fetch(task: Task) -> None:
-    """Fetch one part, unless that is done.
+def fetch(task: Task) -> str:
+    """Fetch one part, unless that is done, and tell what it brought.
 
     Raises:
         RunError: when it fails or takes longer than its deadline.
     """
     if (task.part / DONE).exists():
-        return
+        return fetched(task.part)
     end_leftovers(task.part)
     rows = pq.read_metadata(task.part / PASSES[0] / ROWS).num_rows
     with tqdm(total=_begin(task.part, task.limits) + rows, desc=f"downloading {task.part.name}", unit="row") as bar:
         _run(task.part, task.limits, bar)
+    return fetched(task.part)
 
 
 def end_leftovers(folder: Path) -> None:
@@ -121,12 +124,18 @@ def _run(part: Path, limits: Download, bar: "tqdm[None]") -> None:
                     f"part {part.name} was not fetched in download.part_deadline_seconds="
                     f"{limits.part_deadline_seconds:g}: the same command continues it; raise that setting if it moved"
                 )
-            files = sum(1 for _ in (part / PASSES[0]).glob("*_stats.json"))
+            files = _files_of(part / PASSES[0])
             bar.update(min(_begin(part, limits) + files * limits.rows_per_file, _end(part, limits, bar.total)) - bar.n)
             time.sleep(_LOOK)
     if code:
         last = (part / _LOG).read_text(errors="replace").strip().splitlines()[-1:]
         raise RunError(f"downloading part {part.name} ended with code {code}: {' '.join(last)} (see {part / _LOG})")
+
+
+def _files_of(first: Path) -> int:
+    """How many files of a pass are there, whether or not Spark's driver has moved them to their place."""
+    places = (f"*{STATISTICS}", f"{PUBLISHED}/*/*{STATISTICS}")
+    return len({file.name for place in places for file in first.glob(place)})
 
 
 def _begin(part: Path, limits: Download) -> int:
@@ -162,3 +171,4 @@ def _group(arguments: Path, part: Path, log: IO[bytes]) -> Iterator["subprocess.
         with suppress(ProcessLookupError):  # all of it has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        end_leftovers(part)  # Spark's Python processes are a group of their own

@@ -100,7 +100,7 @@ def _refuse_no_room(encoder: Encoder, images: Path, table: pa.Table) -> None:
     if len(table) and all(wide and tall and not pixels.has_room(wide, tall, frame) for wide, tall in sizes):
         raise UsageError(
             f"--crops {encoder.crops} would store equal copies: the pictures of {images} have the shape of what is "
-            f"shown; encode without it, or from whole pictures"
+            f"shown; encode without it, or from whole pictures (pack.crop=none of build_shards.py)"
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bigdiff.data.manifest import Manifest
+from bigdiff.prep.buckets import are_whole
 from bigdiff.prep.page import Cell, Markup, Right, note, number, section, size, table
 
 _COUNTED: Final = (256 * 256, 512 * 512)  # pixels
@@ -35,7 +36,7 @@ class Group:
 
 
 def groups(manifest: Manifest) -> tuple[Group, ...]:
-    """The set's samples by stored shape: its buckets, or the one resolution."""
+    """The set's samples by the shape that is shown of them: their buckets', or the square of the one resolution."""
     found: dict[tuple[int, int], int] = {}
     for shard in manifest.shards:
         sides = shard.bucket.split("x") if shard.bucket else [manifest.contract["resolution"]] * 2
@@ -71,10 +72,15 @@ def written(manifest: Manifest) -> Markup:
     latents = sum(group.samples * latent_bytes(group.width, group.height) for group in stored)
     encode = sum(group.samples * encode_flop(group.width * group.height) for group in stored)
     train = sum(group.samples * train_flop(group.width * group.height) for group in stored)
+    several = "; of the centre square, N times that with --crops N" if are_whole(manifest.contract) else ""
     rows: list[Sequence[Cell]] = [
         ("this set", Right(size(tars)), "measured: the tars"),
-        ("its latent set", Right(size(latents)), f"{_each(stored)}, without tar headers"),
-        ("encoding it, once", Right(_hours(gpu_hours(encode))), f"{_flop(encode, manifest.samples)}: VAE encoder"),
+        ("its latent set", Right(size(latents)), f"{_each(stored)}, without tar headers{several}"),
+        (
+            "encoding it, once",
+            Right(_hours(gpu_hours(encode))),
+            f"{_flop(encode, manifest.samples)}: VAE encoder{several}",
+        ),
         (
             "training on it, one epoch",
             Right(_hours(gpu_hours(train))),

@@ -22,14 +22,18 @@ def main() -> None:
     # Only now: img2dataset takes seconds to import, for which this process would outlive a parent that was killed.
     img2dataset_rows = importlib.import_module("bigdiff.prep.img2dataset_rows")
     limits = Download(**given["limits"])
+    if limits.distributor == "pyspark":
+        started = importlib.import_module("bigdiff.prep.img2dataset_spark").on_spark(limits)
+    else:
+        started = img2dataset_rows.forked(limits)
     folder = Path(given["folder"])
     first, second = (folder / name for name in PASSES)
-    with img2dataset_rows.forked(limits) as pool:
-        img2dataset_rows.download_rows(pool, first, limits, tries=1)
+    with started as distributor:
+        img2dataset_rows.download_rows(distributor, first, limits, tries=1)
         if limits.retries:
             if not (second / ROWS).exists():
-                img2dataset_rows.write_failed(first, second / ROWS)
-            img2dataset_rows.download_rows(pool, second, limits, tries=limits.retries)
+                img2dataset_rows.write_failed(first, second / ROWS, limits)
+            img2dataset_rows.download_rows(distributor, second, limits, tries=limits.retries)
     write_json(folder / DONE, {})
 
 

@@ -13,13 +13,14 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import img2dataset.downloader
 import pyarrow as pa
@@ -31,37 +32,58 @@ from img2dataset.writer import WebDatasetSampleWriter
 from bigdiff.config.errors import RunError
 from bigdiff.config.prep import Download
 from bigdiff.prep.fetch import FetchError, fetch_patiently, is_retryable
-from bigdiff.prep.layout import ROWS
+from bigdiff.prep.layout import PUBLISHED, ROWS, STATISTICS
 from bigdiff.runtime.files import replacing
 from bigdiff.runtime.workers import end_with_parent
 
-_STATISTICS: Final = "_stats.json"
-_FILE_DIGITS: Final = 5
+FILE_DIGITS: Final = 5
+_TEMPORARY: Final = "_tmp-"
+
+
+class Distributor(Protocol):
+    """Who starts the processes in which the downloader runs."""
+
+    def each(self, downloader: img2dataset.downloader.Downloader, reader: Reader) -> None:
+        """Call the downloader with every file of the reader, and once more with those that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """Processes of this machine."""
+
+    pool: ProcessPoolExecutor
+
+    def each(self, downloader: img2dataset.downloader.Downloader, reader: Reader) -> None:
+        """As Distributor says."""
+        failed = [shard for succeeded, shard in self.pool.map(downloader, list(reader)) if not succeeded]
+        list(self.pool.map(downloader, failed))
 
 
 @contextmanager
-def forked(limits: Download) -> Iterator[ProcessPoolExecutor]:
+def forked(limits: Download) -> Iterator[Forked]:
     """Processes that share what took seconds to import. To be entered before anything here has started a thread."""
     with ProcessPoolExecutor(
-        limits.processes, mp_context=get_context("fork"), initializer=_prepare, initargs=(limits, os.getpid())
+        limits.processes, mp_context=get_context("fork"), initializer=prepare, initargs=(limits, os.getpid())
     ) as pool:
         pool.submit(os.getpid).result()  # the first task starts them all
-        yield pool
+        yield Forked(pool)
 
 
-def download_rows(pool: ProcessPoolExecutor, folder: Path, limits: Download, tries: int) -> None:
+def download_rows(distributor: Distributor, folder: Path, limits: Download, tries: int) -> None:
     """Fetch the rows of `folder`/rows.parquet into `folder`/NNNNN.{tar,parquet}; finished files are left alone.
 
     Raises:
         RunError: when a file failed twice.
     """
-    rows = pq.read_metadata(folder / ROWS).num_rows
-    files = math.ceil(rows / limits.rows_per_file)
-    done = _finished(folder)
-    if len(done) == files:
+    wanted = _files(folder, limits)
+    published = {int(path.name) for path in (folder / PUBLISHED).glob("[0-9]*")}
+    done = _settled(folder, wanted & published)
+    if done == wanted:
         return
-    temporary = folder / "_tmp"
-    temporary.mkdir(exist_ok=True)
+    for abandoned in folder.glob(f"{_TEMPORARY}*"):  # a killed job's; one of Spark's tasks may still be at work in it
+        shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = folder / f"{_TEMPORARY}{os.urandom(8).hex()}"
+    temporary.mkdir()
     reader = Reader(
         url_list=str(folder / ROWS),
         input_format="parquet",
@@ -74,11 +96,10 @@ def download_rows(pool: ProcessPoolExecutor, folder: Path, limits: Download, tri
         done_shards=done,
         tmp_path=str(temporary),
     )
-    downloader = _downloader(folder, limits, tries)
-    failed = [shard for succeeded, shard in pool.map(downloader, list(reader)) if not succeeded]
-    failed = [shard for succeeded, shard in pool.map(downloader, failed) if not succeeded]
-    if failed:
-        raise RunError(f"{len(failed)} of {files} files of {folder} could not be written; the lines above say why")
+    distributor.each(_downloader(folder, limits, tries), reader)
+    left = wanted - _settled(folder, wanted)
+    if left:
+        raise RunError(f"{len(left)} of {len(wanted)} files of {folder} could not be written; the lines above say why")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +129,8 @@ class Fetch:
             return key, None, f"unexpected {type(error).__name__}"
 
 
-def _prepare(limits: Download, parent: int) -> None:
+def prepare(limits: Download, parent: int) -> None:
+    """Make this process, which `parent` started, ready for the downloader."""
     end_with_parent(parent)
     img2dataset.downloader.download_image_with_retry = Fetch(limits)
 
@@ -124,7 +146,7 @@ def _downloader(folder: Path, limits: Download, tries: int) -> img2dataset.downl
         column_list=["row", "url"],
         timeout=limits.timeout_seconds,
         number_sample_per_shard=limits.rows_per_file,
-        oom_shard_count=_FILE_DIGITS,
+        oom_shard_count=FILE_DIGITS,
         compute_hash=None,
         verify_hash_type=None,
         encode_format="jpg",  # only a name here: the bytes are what the server sent
@@ -134,24 +156,43 @@ def _downloader(folder: Path, limits: Download, tries: int) -> img2dataset.downl
     )
 
 
+def _files(folder: Path, limits: Download) -> set[int]:
+    """The numbers of a pass's files."""
+    return set(range(math.ceil(pq.read_metadata(folder / ROWS).num_rows / limits.rows_per_file)))
+
+
+def _settled(folder: Path, numbers: set[int]) -> set[int]:
+    """Move what tasks of Spark have published of `numbers` to its place; gives the numbers of all finished files.
+
+    A finished file is never replaced. Files are asked for by name, because a listing of a network folder may be old.
+    """
+    for number in numbers - _finished(folder):
+        name = f"{number:0{FILE_DIGITS}d}"
+        for part in (f"{name}.tar", f"{name}.parquet", name + STATISTICS):
+            with suppress(FileNotFoundError):  # not published, or moved before a kill
+                (folder / PUBLISHED / name / part).replace(folder / part)
+    return _finished(folder)
+
+
 def _finished(folder: Path) -> set[int]:
     """Numbers of the files whose statistics can be read; statistics cut short by a kill are removed."""
     done = set()
-    for file in folder.glob(f"*{_STATISTICS}"):
+    for file in folder.glob(f"*{STATISTICS}"):
         try:
             json.loads(file.read_text())
         except json.JSONDecodeError:
             file.unlink()
         else:
-            done.add(int(file.name.removesuffix(_STATISTICS)))
+            done.add(int(file.name.removesuffix(STATISTICS)))
     return done
 
 
-def write_failed(first: Path, output: Path) -> None:
-    """The rows of a first pass that may succeed in a second one."""
+def write_failed(first: Path, output: Path, limits: Download) -> None:
+    """The rows of a finished first pass that may succeed in a second one."""
     rows: list[int] = []
     urls: list[str] = []
-    for file in sorted(first.glob("[0-9]*.parquet")):
+    for number in sorted(_files(first, limits)):
+        file = first / f"{number:0{FILE_DIGITS}d}.parquet"
         table = pq.read_table(file, columns=["row", "url", "status", "error_message"])
         for row in table.to_pylist():
             if row["status"] != "success" and is_retryable(row["error_message"]):

@@ -7,6 +7,8 @@ from typing import Final
 WORK: Final = "_work"
 PASSES: Final = ("first", "second")  # of downloading
 ROWS: Final = "rows.parquet"  # of a pass: row, url
+STATISTICS: Final = "_stats.json"  # ends the name of what img2dataset writes last for one file of a pass
+PUBLISHED: Final = "_published"  # in a pass: one folder a file, from Spark's tasks; the driver empties them
 DONE: Final = "done.json"  # of a part: written last
 
 

@@ -1,4 +1,7 @@
-"""What the pictures of the set were before they were stored: sizes and proportions; and in which buckets they lie."""
+"""What the pictures of the set were before they were stored: sizes and proportions; and what became of that.
+
+Whole ones have their own sizes, cropped ones lie in buckets or are squares.
+"""
 
 import math
 from collections import defaultdict
@@ -8,8 +11,9 @@ import duckdb
 
 from bigdiff.data.manifest import Manifest
 from bigdiff.prep import chart
+from bigdiff.prep.buckets import are_whole
 from bigdiff.prep.chart import Bars, Mark
-from bigdiff.prep.page import Cell, Markup, Right, bar, charts, heading, note, section, share, size, table
+from bigdiff.prep.page import Cell, Markup, Right, bar, charts, heading, note, number, section, share, size, table
 from bigdiff.prep.query import run
 
 _BINS: Final = 40
@@ -33,8 +37,30 @@ def written(base: duckdb.DuckDBPyConnection, columns: tuple[str, ...], manifest:
     parts: list[str] = []
     if {"original_width", "original_height"} <= {*columns}:
         enlarged = _enlarged(base) if {"width", "height"} <= {*columns} else None
-        parts += [*_sides(base, int(manifest.contract["resolution"]), enlarged), *_aspects(base, any(manifest.buckets))]
+        parts += [*_sides(base, int(manifest.contract["resolution"]), enlarged), *_aspects(base, _cut(manifest))]
+    if are_whole(manifest.contract) and {"width", "height"} <= {*columns}:
+        parts.append(_whole(base, int(manifest.contract["resolution"])))
     return section("Sizes", [*parts, *_buckets(manifest)])
+
+
+def _cut(manifest: Manifest) -> str:
+    if are_whole(manifest.contract):
+        return "nothing"
+    shape = "nearest bucket's shape" if any(manifest.buckets) else "centre square"
+    return f"what lies beyond the {shape}"
+
+
+def _whole(base: duckdb.DuckDBPyConnection, side: int) -> Markup:
+    """What whole pictures take, and how much of them a square shows."""
+    ((pixels, longest),) = run(
+        base,
+        "SELECT avg(width * height), max(greatest(width, height)) FROM facts WHERE step IS NULL",
+        "counting sizes",
+    )
+    return note(
+        f"Stored whole: {number(pixels)} pixels a picture on average, {number(pixels / side**2)} times those of the "
+        f"square that is shown of it; the longest side is {longest:,}."
+    )
 
 
 def _enlarged(base: duckdb.DuckDBPyConnection) -> int:
@@ -79,7 +105,7 @@ def _sides(base: duckdb.DuckDBPyConnection, resolution: int, enlarged: int | Non
     bounds = sorted({256, 384, 512, 768, 1024, 1536, 2048, resolution})
     rows: list[list[Cell]] = []
     for least, most in zip([0, *bounds], [*bounds, None], strict=True):
-        count = sum(number for side, number in sides if least <= side and (most is None or side < most))
+        count = sum(samples for side, samples in sides if least <= side and (most is None or side < most))
         if count:
             label = f"{least:,} and more" if most is None else f"{least:,} to {most - 1:,}"
             rows.append([label, count, share(count, total), bar(count, total)])
@@ -96,7 +122,7 @@ def _sides(base: duckdb.DuckDBPyConnection, resolution: int, enlarged: int | Non
     ]
 
 
-def _aspects(base: duckdb.DuckDBPyConnection, with_buckets: bool) -> list[str]:
+def _aspects(base: duckdb.DuckDBPyConnection, cut: str) -> list[str]:
     whens = " ".join(
         f"WHEN original_width < {bound!r} * original_height THEN {place}"
         for place, (bound, _) in enumerate(_ASPECTS[:-1])
@@ -115,7 +141,6 @@ def _aspects(base: duckdb.DuckDBPyConnection, with_buckets: bool) -> list[str]:
         for place, (_, label) in enumerate(_ASPECTS)
         if place in found
     ]
-    cut = "what lies beyond the nearest bucket's shape" if with_buckets else "what lies beyond the centre square"
     said = f"Width to height of the originals; {cut} was cut off."
     return [heading("Proportions"), note(said), table(("width : height", "samples", "share", ""), rows, named=True)]
 

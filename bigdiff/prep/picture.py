@@ -1,12 +1,12 @@
 """A file's bytes to what is stored of it: decoded once, refused with a reason, the same bytes each time.
 
 Contract of the stored picture: 8-bit RGB; the orientation tag applied; 16-bit samples scaled, not clipped; white below
-what is transparent; the centre square, or the centre in the bucket of the nearest aspect, resized as for latents and
-training (bigdiff.data.pixels). Colour profiles are not applied, as in the sets that Stable Diffusion was trained on.
+what is transparent; the centre square, the centre in the bucket of the nearest aspect, or all of it with the shorter
+side at the resolution, resized as for latents and training (bigdiff.data.pixels). Colour profiles are not applied, as
+in the sets that Stable Diffusion was trained on.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,15 +14,16 @@ import numpy as np
 from PIL import Image
 
 from bigdiff.config.prep import DEFAULT_JPEG_QUALITY, Pack
-from bigdiff.data.decoding import TOO_LARGE, Pixels, Undecodable
+from bigdiff.data.decoding import MAX_PIXELS, TOO_LARGE, Pixels, Undecodable
 from bigdiff.data.decoding import decode as pixels_of
-from bigdiff.data.pixels import Frame, framed
-from bigdiff.prep.buckets import Shape, nearest, shapes
+from bigdiff.data.pixels import Frame, cover, covering, framed
+from bigdiff.prep.buckets import Fit, Shape, fit, nearest
 from bigdiff.prep.phash import phash
 
 # Pillow's other readers are older, less used on the web, or start other programs (EPS).
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 STORED_PIXELS: Final = 1 << 28  # most of a picture that is stored already, which was bounded then
+LONGEST: Final = 65_500  # pixels of a side that libjpeg writes; of PNGs, too, so that a set is the same in both formats
 
 
 class Rejected(Exception):
@@ -47,16 +48,16 @@ class Stored:
 
 
 def store(content: bytes, pack: Pack) -> Stored:
-    """Decode, check, orient, crop, resize and encode one picture.
+    """Decode, check, orient, resize, crop and encode one picture.
 
     Raises:
-        Rejected: when it is no picture, damaged, cut short, too large, or too small.
+        Rejected: when it is no picture, damaged, cut short, too large, too small, or too long and narrow.
     """
     pixels = _decoded(content, pack.max_pixels)
     height, width, _ = pixels.shape
     if pack.min_side is not None and min(width, height) < pack.min_side:
         raise Rejected("smaller than pack.min_side", Image.fromarray(pixels))
-    stored = _fitted(pixels, shapes(pack))
+    stored = _fitted(pixels, fit(pack))
     return Stored(
         content=encode(stored, pack),
         width=stored.width,
@@ -83,21 +84,32 @@ def _decoded(content: bytes, max_pixels: int) -> Pixels:
         raise Rejected("more than pack.max_pixels" if error.cause == TOO_LARGE else error.cause) from error
 
 
-def fitted(picture: Image.Image, allowed: Sequence[Shape]) -> Image.Image:
-    """The centre of an RGB picture, in the one of the `allowed` shapes whose aspect is nearest to its own.
+def fitted(picture: Image.Image, how: Fit) -> Image.Image:
+    """An RGB picture as it is stored: its centre in the shape of the nearest aspect, or all of it.
 
     Raises:
-        Rejected: when a long and narrow picture would have to be enlarged beyond reason.
+        Rejected: when a long and narrow picture would have to be enlarged, or stored whole, beyond reason.
     """
-    return _fitted(np.array(picture), allowed)
+    return _fitted(np.array(picture), how)
 
 
-def _fitted(pixels: Pixels, allowed: Sequence[Shape]) -> Image.Image:
-    width, height = nearest(allowed, pixels.shape[1], pixels.shape[0])
+def _fitted(pixels: Pixels, how: Fit) -> Image.Image:
+    tall, wide, _ = pixels.shape
+    width, height = nearest(how.shapes, wide, tall)
     try:
+        if how.whole:
+            return Image.fromarray(_whole(pixels, (width, height)))
         return Image.fromarray(framed(pixels, Frame(width=width, height=height)))
     except Undecodable as error:
         raise Rejected(error.cause, Image.fromarray(pixels)) from error
+
+
+def _whole(pixels: Pixels, shape: Shape) -> Pixels:
+    """All of a picture, if it can be written and readers with the usual bounds will decode it."""
+    tall, wide = covering(pixels.shape[1], pixels.shape[0], *shape)
+    if max(tall, wide) > LONGEST or tall * wide > MAX_PIXELS:
+        raise Undecodable("too long and narrow to be stored whole")
+    return cover(pixels, *shape)
 
 
 def encode(picture: Image.Image, pack: Pack) -> bytes:

@@ -6,19 +6,21 @@ folder begun with anything else is refused.
 """
 
 import json
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from tqdm import tqdm
 
 from bigdiff.config.prep import DEFAULT_JPEG_QUALITY, Prep
 from bigdiff.data import manifest
 from bigdiff.data.damage import read_tombstones
+from bigdiff.data.images import CENTRE
 from bigdiff.data.manifest import Manifest
-from bigdiff.prep import failures, report, verify
+from bigdiff.prep import failures, parts, report, spark, verify
 from bigdiff.prep.assemble import assemble, evaluation
-from bigdiff.prep.buckets import name, shapes
+from bigdiff.prep.buckets import WHOLE, fit, name, shapes
 from bigdiff.prep.claim import Outcome, carry_out
 from bigdiff.prep.download import download
 from bigdiff.prep.layout import Layout
@@ -31,6 +33,8 @@ from bigdiff.prep.sweep import Sweep
 from bigdiff.runtime.files import sha256, write_json
 from bigdiff.runtime.workers import Spread
 
+_SOON: Final = 2.0  # seconds; what takes less needs no bar
+
 
 def build(prep: Prep, source: Path, output: Path, workers: Spread, say: Callable[[str], None]) -> Outcome:
     """Make the image shard set `output` from the parquet file or folder `source`, or continue it.
@@ -42,10 +46,12 @@ def build(prep: Prep, source: Path, output: Path, workers: Spread, say: Callable
         UsageError: for unusable input, or an output folder that holds something else.
         RunError: when a download fails or nothing is left.
     """
+    spark.ready(prep.download, workers)
     takedown = read_tombstones(prep.pack.takedown)
     scorers = ready(prep.score)
+    files = tqdm(inputs(source), desc="reading the input's checksums", unit="file", delay=_SOON, leave=False)
     made_from = provenance(
-        inputs={**{file.name: sha256(file) for file in inputs(source)}, **evaluation(prep.dedup)},
+        inputs={**{file.name: sha256(file) for file in files}, **evaluation(prep.dedup)},
         settings=asdict(prep),
         takedown=takedown,
         scorers=scorers,
@@ -56,16 +62,18 @@ def build(prep: Prep, source: Path, output: Path, workers: Spread, say: Callable
         say(f"selecting rows of {source}")
         selection = _selection(layout, prep, source)
         say(f"selected {selection.kept:,} of {selection.rows:,} rows; downloading")
-        download(layout, prep.download, workers)
+        download(layout, prep.download, workers, say)
         choice = Choice(
             samples_per_shard=prep.pack.samples_per_shard,
-            shapes=shapes(prep.pack),
+            fit=fit(prep.pack),
             takedown=takedown,
             scoring=prep.score,
             dedup=prep.dedup,
         )
         say(failures.second_tries(layout) or "nothing had to be tried again")
-        deque(workers.each(verify.verify, verify.units(layout, prep), "verifying"), maxlen=0)
+        units = verify.units(layout, prep)
+        for line in parts.verified(layout, units, workers.each(verify.verify, units, "verifying")):
+            say(line)
         packed = assemble(layout, workers, choice, prep.score, prep.pack.format)
         outcome = {"rows": selection.rows, "kept": selection.kept}
         scored = {column(one.kind): scorers[column(one.kind)] for one in prep.score.scorers}
@@ -97,6 +105,7 @@ def contract(prep: Prep) -> dict[str, Any]:
     """What a reader may rely on."""
     quality = prep.pack.jpeg_quality or DEFAULT_JPEG_QUALITY
     several = prep.pack.bucket_step is not None
+    cropped = "centre of the nearest aspect" if several else CENTRE
     return {
         "resolution": prep.pack.resolution,
         **({"buckets": [name(shape) for shape in shapes(prep.pack)]} if several else {}),
@@ -104,7 +113,7 @@ def contract(prep: Prep) -> dict[str, Any]:
         "quality": f"jpeg {quality}, 4:4:4" if prep.pack.format == "jpg" else "lossless",
         "pixel_range": "uint8 RGB, 0 to 255",
         "resize": "bicubic, antialiased (torch, uint8)",
-        "crop": "centre of the nearest aspect" if several else "centre square",
+        "crop": WHOLE if prep.pack.crop == WHOLE else cropped,
         "orientation": "applied",
         "transparency": "on white",
         "colour_profile": "not applied",

@@ -19,7 +19,7 @@ from bigdiff.config.errors import RunError
 from bigdiff.config.scoring import Scoring
 from bigdiff.data.damage import Tombstones
 from bigdiff.prep import decontaminate, dedup, query
-from bigdiff.prep.buckets import Shape
+from bigdiff.prep.buckets import Fit
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.query import quoted
 from bigdiff.prep.scorers import thresholds
@@ -39,7 +39,7 @@ class Choice:
     """What decides."""
 
     samples_per_shard: int
-    shapes: tuple[Shape, ...] = ()  # that pictures are stored in; several: each shard has one
+    fit: Fit = field(default_factory=Fit)  # how pictures are stored; of several shapes each shard has one
     takedown: Tombstones = field(default_factory=lambda: Tombstones(entries=frozenset()))
     scoring: Scoring = field(default_factory=Scoring)
     dedup: Dedup = field(default_factory=Dedup)
@@ -101,7 +101,7 @@ def read(layout: Layout) -> Decided:
 
 
 def _bucket(choice: Choice) -> str:
-    return "width || 'x' || height" if len(choice.shapes) > 1 else "''"
+    return "width || 'x' || height" if len(choice.fit.shapes) > 1 else "''"
 
 
 def _spread(base: duckdb.DuckDBPyConnection, choice: Choice) -> tuple[str, ...]:

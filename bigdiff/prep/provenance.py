@@ -12,6 +12,8 @@ from bigdiff.data.damage import Tombstones
 _FREE: Final = {
     "select": {"memory_gb"},
     "download": {
+        "distributor",
+        "spark_master",
         "processes",
         "threads",
         "per_host",
@@ -25,6 +27,8 @@ _FREE: Final = {
     "score": {"clip"},
     "dedup": {"evaluation_pictures", "evaluation_captions"},
 }
+# Settings that came later, and with which values a set is what it was before: it is then written down as it was.
+_LATER: Final[dict[str, dict[str, Any]]] = {"pack": {"crop": "center"}}
 _PACKAGES: Final = ("duckdb", "img2dataset", "numpy", "pillow", "pyarrow", "simplejpeg", "torch")
 
 
@@ -33,7 +37,11 @@ def provenance(
 ) -> dict[str, Any]:
     """`inputs`: checksums by name; `scorers`: their fingerprints by column."""
     kept = {
-        section: {key: value for key, value in values.items() if key not in _FREE.get(section, ())}
+        section: {
+            key: value
+            for key, value in values.items()
+            if key not in _FREE.get(section, ()) and (key, value) not in _LATER.get(section, {}).items()
+        }
         for section, values in settings.items()
     }
     for scorer in kept["score"]["scorers"]:

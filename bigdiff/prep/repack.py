@@ -52,7 +52,7 @@ def repack(settings: Repack, images: Path, output: Path, workers: Spread, say: C
         say(f"taking over {old.samples:,} samples of {images}")
         choice = Choice(
             samples_per_shard=settings.pack.samples_per_shard,
-            shapes=adopt.shapes(old),
+            fit=adopt.fit(old),
             takedown=takedown,
             scoring=settings.score,
             dedup=settings.dedup,

@@ -11,6 +11,7 @@ import yaml
 
 from bigdiff.data.manifest import Manifest
 from bigdiff.prep import causes, estimates, failures, funnel, galleries, originals, scored, sizes, stored
+from bigdiff.prep.buckets import are_whole
 from bigdiff.prep.galleries import Threshold
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.page import Markup, contents, document, note, section, share, size
@@ -87,6 +88,8 @@ def _head(selection: Selection | None, decided: Decided, manifest: Manifest) -> 
     stored_as = (
         f"samples in buckets of about {side} x {side}" if any(manifest.buckets) else f"samples of {side} x {side}"
     )
+    if are_whole(manifest.contract):
+        stored_as = f"samples, whole, the shorter side {side}"
     numbers = [
         (f"{begun:,}", what),
         (f"{manifest.samples:,}", stored_as),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from bigdiff.config.prep import Pack, Prep
 from bigdiff.data import index
+from bigdiff.prep.buckets import Fit
 from bigdiff.prep.captions import clean
 from bigdiff.prep.fetch import is_retryable
 from bigdiff.prep.layout import PASSES, ROWS, Layout
@@ -176,12 +177,15 @@ def _sample(row: dict[str, Any], content: bytes, pack: Pack) -> tuple[bytes, dic
 
 
 def _thumbnail(picture: Image.Image | None) -> bytes | None:
-    return None if picture is None else thumbnail(picture)
+    try:
+        return None if picture is None else thumbnail(picture)
+    except Rejected:  # too long and narrow even for that: the report names its URL
+        return None
 
 
 def thumbnail(picture: Image.Image) -> bytes:
     """A small JPEG for the report."""
-    return encode(fitted(picture, [(SHOWN_SIDE, SHOWN_SIDE)]), Pack(jpeg_quality=SHOWN_QUALITY))
+    return encode(fitted(picture, Fit(shapes=((SHOWN_SIDE, SHOWN_SIDE),))), Pack(jpeg_quality=SHOWN_QUALITY))
 
 
 def _write(final: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -14,7 +14,7 @@ from bigdiff.config.schema import Data, Stage, on_images, sources
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine, read_tombstones
 from bigdiff.data.device import on_device
-from bigdiff.data.images import Framing, ImageReader, ImageSet, size
+from bigdiff.data.images import CENTRE, Framing, ImageReader, ImageSet, size
 from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.ledger import Ledger, Place, header, new_start
 from bigdiff.data.mixture import Source
@@ -139,6 +139,11 @@ def fit_shapes(stage: Stage, sets: Sets) -> None:
     Those are squares of its resolution or, with data.buckets, shapes of at most that many pixels and at least half.
     """
     least, most = divisor(stage), stage.resolution**2
+    if stage.data.crop == "random" and all(one.manifest.contract.get("crop") == CENTRE for one in sets):
+        raise UsageError(
+            f"data.crop=random has no effect on {sets[0].location}, which stores centre squares: build it with "
+            f"pack.crop=none, or leave data.crop out"
+        )
     for one in sets:
         buckets = sorted({*one.manifest.buckets})
         if not stage.data.buckets:

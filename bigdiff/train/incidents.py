@@ -129,7 +129,7 @@ def tell(run: Run, verdict: Verdict, samples: list[dict[str, Any]], begin: int, 
         _append(run.folder / FILE, line)
     what = f"step {step}: {verdict.reason} ({verdict.detail})"
     if problem:
-        raise RunError(f"{what}; {problem}; {run.folder / FILE} names the samples")
+        raise LastingError(f"{what}; {problem}; {run.folder / FILE} names the samples")
     keys = ", ".join(one["key"] for one in samples[:4]) + (", ..." if len(samples) > 4 else "")
     then = "it moved no weights" if action == "skip" else f"back to the weights of step {begin}, and on with the data"
     run.say(f"{what}; {then}; samples {keys}, see {FILE}")

@@ -73,6 +73,8 @@ def test_what_the_releases_files_store() -> None:
         ("select.columns.nsfw=NSFW", "nsfw"),
         ("select.memory_gb=0", "select.memory_gb"),
         ("select.punsafe_below=.nan", "select.punsafe_below"),
+        ("download.distributor=ray", "download.distributor"),
+        ("download.spark_master=yarn", "download.spark_master=yarn has no effect without"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(override: str, named: str) -> None:
@@ -85,6 +87,24 @@ def test_a_quality_without_effect_is_refused() -> None:
         load_prep("quickstart", ["pack.format=png", "pack.jpeg_quality=90"])
 
 
+def test_whole_pictures_have_no_buckets() -> None:
+    assert load_prep("quickstart", ["pack.crop=none"]).pack.crop == "none"
+    with pytest.raises(
+        UsageError, match=r"pack\.bucket_step=32 crops .* pack\.crop=none stores them whole: remove one"
+    ):
+        load_prep("quickstart", ["pack.crop=none", "pack.bucket_step=32"])
+    with pytest.raises(UsageError, match=r"pack\.bucket_max_aspect has no effect without pack\.bucket_step"):
+        load_prep("quickstart", ["pack.crop=none", "pack.bucket_max_aspect=3"])
+
+
 def test_bounds_that_no_caption_can_meet_are_refused() -> None:
     with pytest.raises(UsageError, match=r"select\.min_caption_length is above"):
         load_prep("quickstart", ["select.min_caption_length=9", "select.max_caption_length=8"])
+
+
+def test_the_processes_are_sparks_where_spark_starts_them() -> None:
+    on_spark = "download.distributor=pyspark"
+    assert load_prep("quickstart", [on_spark]).download.spark_master is None
+    assert load_prep("quickstart", [on_spark, "download.spark_master=local[2]"]).download.spark_master == "local[2]"
+    with pytest.raises(UsageError, match=r"download\.processes=3 has no effect with download\.distributor=pyspark"):
+        load_prep("quickstart", [on_spark, "download.processes=3"])

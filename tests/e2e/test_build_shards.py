@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -120,6 +121,11 @@ def finished(everything: Served) -> Path:
     done = run(*command(everything.meta, output))
     assert done.returncode == 0, done.stderr
     assert "400 samples in 4 shards" in done.stdout
+    for told in (
+        r"part 00000: \d+ of \d+ pictures fetched in \d\d:\d\d; lost: \w",
+        r"part 00000: \d+ of \d+ pictures are sound",
+    ):
+        assert re.search(f"^{told}", done.stderr.replace("\r", "\n"), re.MULTILINE), done.stderr
     return output
 
 

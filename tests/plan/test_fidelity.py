@@ -163,6 +163,13 @@ def test_the_crop_departs_with_a_set_and_without_and_another_crop_differs(tmp_pa
     )
 
 
+def test_a_stage_on_whole_pictures_can_crop_as_the_run_did() -> None:
+    on_pictures = ("data.latents=", "data.images=data/whole")
+    found = {crop: one("512px", "as-run", *on_pictures, f"data.crop={crop}")["crop"] for crop in ("random", "center")}
+    assert {crop: line.verdict for crop, line in found.items()} == {"random": "same", "center": "departs"}
+    assert "pack.crop=none" in found["center"].reason
+
+
 def test_a_crop_of_stored_boxes_is_no_random_crop(tmp_path: Path) -> None:
     chosen = with_set(tmp_path / "boxes", replace(CONTRACT, crops=3))
     found = one("512px", "as-run", chosen, "data.crop=random")["crop"]

@@ -21,7 +21,7 @@ from bigdiff.config.scoring import Scorer, Scoring
 from bigdiff.data import manifest
 from bigdiff.data.damage import Tombstones
 from bigdiff.prep.assemble import assemble
-from bigdiff.prep.buckets import shapes
+from bigdiff.prep.buckets import fit
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.pack import Task, write_shard
 from bigdiff.prep.pipeline import contract
@@ -176,7 +176,7 @@ def packed_set(downloaded: Downloaded, tmp_path: Path) -> Callable[..., Path]:
         for unit in units(layout, prep):
             verify(unit)
         scorers = ready(prep.score)
-        choice = Choice(samples_per_shard=prep.pack.samples_per_shard, shapes=shapes(prep.pack), scoring=prep.score)
+        choice = Choice(samples_per_shard=prep.pack.samples_per_shard, fit=fit(prep.pack), scoring=prep.score)
         with Workers(1) as workers:
             shards = assemble(layout, workers, choice, prep.score, prep.pack.format)
         lineage = {"scored": scorers}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdiff.config.prep import Pack
-from bigdiff.prep.buckets import name, nearest, parse, shapes
+from bigdiff.prep.buckets import Fit, are_whole, fit, name, nearest, parse, shapes
 
 SIX = Pack(resolution=512, bucket_step=64)
 
@@ -36,6 +36,14 @@ def test_the_nearest_shape_is_the_nearest(width: int, height: int) -> None:
         return abs(math.log(width / height) - math.log(shape[0] / shape[1]))
 
     assert off(chosen) == pytest.approx(min(map(off, shapes(SIX))))
+
+
+def test_a_set_s_fit_is_that_of_its_settings() -> None:
+    assert fit(SIX) == Fit(shapes=shapes(SIX))
+    assert fit(Pack(resolution=96)) == Fit(shapes=((96, 96),))
+    assert fit(Pack(resolution=96, crop="none")) == Fit(shapes=((96, 96),), whole=True)
+    assert are_whole({"crop": "none"})
+    assert not are_whole({"crop": "centre square"}) and not are_whole({})
 
 
 def test_names_come_back() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bigdiff.config.errors import UsageError
+from bigdiff.prep.buckets import Fit
 from bigdiff.prep.decontaminate import (
     CAPTION,
     PICTURE,
@@ -23,13 +24,13 @@ from bigdiff.prep.decontaminate import (
     read,
     read_captions,
 )
-from bigdiff.prep.phash import phash
+from bigdiff.prep.phash import distance, phash
 from bigdiff.prep.picture import fitted
 from bigdiff.runtime.workers import Workers
 
 FAR = (0x00000000FFFFFFFF, 0x0F0F0F0F0F0F0F0F, 0x3333333333333333)
 MAX = 1_000_000
-SQUARE = ((48, 48),)
+SQUARE = Fit(shapes=((48, 48),))
 
 
 @pytest.fixture
@@ -77,6 +78,20 @@ def test_a_sample_that_looks_like_an_evaluation_picture_is_found(base: duckdb.Du
     outcome = contaminated(base, "given", pictures, 4, None)
     assert found(base) == [(5, PICTURE, "deep/B.PNG")]
     assert outcome == Outcome(pictures=4, flat=1, captions=0, picture_rows=1, caption_rows=0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_evaluation_pictures_are_fitted_as_the_set_s_are(folder: Path, whole: bool) -> None:
+    with Workers(1) as workers:
+        hashes = read(folder, Fit(shapes=((480, 480),), whole=whole), MAX, workers).hashes
+        Image.new("RGB", (2_000, 1)).save(folder / "line.png")
+        with pytest.raises(UsageError, match=r"line\.png cannot be read \(too long and narrow"):
+            read(folder, Fit(shapes=((480, 480),), whole=whole), MAX, workers)
+    all_of_it = drawn(1).resize((720, 480), Image.Resampling.BICUBIC)
+    centre = all_of_it.crop((120, 0, 600, 480))
+    same, other = (all_of_it, centre) if whole else (centre, all_of_it)
+    assert distance(hashes[2], phash(same)) <= 2
+    assert distance(hashes[2], phash(other)) > 10
 
 
 def test_processes_change_nothing(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_part_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Pa
     )
     begin = time.monotonic()
     with pytest.raises(RunError, match=r"part 00000 was not fetched in download\.part_deadline_seconds=1"):
-        download(layout, limits, HERE)
+        download(layout, limits, HERE, print)
     assert time.monotonic() - begin < 15
     assert marked(layout.part(0)) == []
     silent.close()
@@ -82,7 +82,9 @@ def test_finished_parts_are_not_fetched_and_rows_are_dealt_in_order(tmp_path: Pa
     selected(layout, [f"http://127.0.0.1:9/{number}" for number in range(25)])
     for number in range(3):
         write_json(layout.part(number) / "done.json", {})
-    download(layout, Download(rows_per_part=10), HERE)  # no server: anything that was fetched would fail
+    said: list[str] = []
+    download(layout, Download(rows_per_part=10), HERE, said.append)  # no server: anything that was fetched would fail
+    assert said == []
     parts = [pq.read_table(layout.part(number) / "first" / "rows.parquet") for number in range(3)]
     assert [part["row"].to_pylist() for part in parts] == [[*range(10)], [*range(10, 20)], [*range(20, 25)]]
     assert parts[2]["url"].to_pylist()[0] == "http://127.0.0.1:9/20"
@@ -94,7 +96,7 @@ def test_a_failing_process_is_an_error_that_names_its_log(tmp_path: Path) -> Non
     (layout.part(0) / "first").mkdir(parents=True)
     (layout.part(0) / "first" / "rows.parquet").write_bytes(b"not parquet")
     with pytest.raises(RunError, match=r"downloading part 00000 ended with code 1: .*magic bytes.*log\.txt"):
-        download(layout, Download(rows_per_part=10), HERE)
+        download(layout, Download(rows_per_part=10), HERE, print)
 
 
 def _until(condition: Callable[[], bool]) -> None:

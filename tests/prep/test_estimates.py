@@ -52,3 +52,13 @@ def test_the_page_says_what_is_assumed() -> None:
         assert said in page, said
     assert "Estimates, not measurements" in page
     assert "35% of its 989 TFLOP/s" in page
+
+
+def test_of_whole_pictures_the_latents_are_of_a_square_and_of_each_crop_again() -> None:
+    made = Manifest(kind="images", shards=(shard(0, 1_000_000),), contract={"resolution": 512, "crop": "none"})
+    page = estimates.written(made)
+    assert groups(made) == (Group(width=512, height=512, samples=1_000_000),)
+    assert page.count("of the centre square, N times that with --crops N") == 2
+    square = estimates.written(Manifest(kind="images", shards=made.shards, contract={"resolution": 512}))
+    assert "--crops" not in square
+    assert page.replace("; of the centre square, N times that with --crops N", "") == square

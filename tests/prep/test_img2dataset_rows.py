@@ -12,7 +12,8 @@ import pytest
 
 from bigdiff.config.prep import Download
 from bigdiff.data import index
-from bigdiff.prep.layout import DONE, ROWS
+from bigdiff.prep.img2dataset_rows import _settled, write_failed
+from bigdiff.prep.layout import DONE, PUBLISHED, ROWS
 from bigdiff.quickstart.dataset import Options, draw, rows
 from bigdiff.quickstart.faults import AWKWARD, FAULTY, fewer
 from bigdiff.quickstart.server import serve
@@ -88,3 +89,39 @@ def test_a_part_is_fetched_its_passing_failures_again_and_a_half_written_file_an
     (tmp_path / "part" / DONE).unlink()
     assert run(tmp_path / "part", os.getpid()).wait(120) == 0
     assert (first / "00000.tar").stat().st_mtime_ns == before
+
+
+NAMES = ("00000.tar", "00000.parquet", "00000_stats.json")
+
+
+def written(folder: Path, content: str, names: tuple[str, ...] = NAMES) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(json.dumps(content))
+
+
+def read(folder: Path) -> list[str]:
+    return [json.loads((folder / name).read_text()) for name in NAMES]
+
+
+def test_what_is_published_is_moved_whole_wherever_a_move_was_killed(tmp_path: Path) -> None:
+    for moved in range(4):
+        folder = tmp_path / str(moved)
+        written(folder, "killed", NAMES[:2])  # what a process that was killed had begun
+        written(folder / PUBLISHED / "00000", "published", NAMES[moved:])
+        written(folder, "published", NAMES[:moved])
+        assert _settled(folder, {0, 1}) == {0}  # nobody has published 1
+        assert read(folder) == ["published"] * 3
+        written(folder / PUBLISHED / "00000", "again")  # by a task that was taken for lost
+        assert _settled(folder, {0, 1}) == {0}
+        assert read(folder) == ["published"] * 3
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_one_without_failures(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"row": [0, 1], "url": ["a", "b"]}), tmp_path / ROWS)
+    facts = {"row": [0], "url": ["a"], "status": ["failed_to_download"], "error_message": ["HTTP 503"]}
+    pq.write_table(pa.table(facts), tmp_path / "00000.parquet")
+    with pytest.raises(FileNotFoundError, match=r"00001\.parquet"):
+        write_failed(tmp_path, tmp_path / "failed.parquet", Download(rows_per_file=1))
+    write_failed(tmp_path, tmp_path / "failed.parquet", Download(rows_per_file=2))
+    assert pq.read_table(tmp_path / "failed.parquet").to_pylist() == [{"row": 0, "url": "a"}]

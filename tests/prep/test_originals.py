@@ -80,6 +80,21 @@ def test_buckets_are_listed_with_their_samples_and_bytes(tmp_path: Any) -> None:
     assert "Buckets" not in page(Layout(tmp_path / "other"), 512, PLAIN)
 
 
+def test_whole_pictures_are_as_large_as_they_are_stored(judged: Any) -> None:
+    made = replace(judged.made, contract={**judged.made.contract, "resolution": 24, "crop": "none"})
+    with judged.base() as base:
+        columns = gather(base, judged.layout)
+        base.execute("UPDATE facts SET width = 36 WHERE row = 1")
+        base.execute("UPDATE facts SET height = 9999 WHERE step IS NOT NULL")
+        drawn = originals.written(base, columns, made)
+        square = originals.written(base, columns, judged.made)
+    pixels = 24 * 24 + 12 * 24 / judged.made.samples
+    assert "nothing was cut off" in drawn
+    assert f"{pixels:.3g} pixels a picture on average, {pixels / 576:.3g} times those" in drawn
+    assert "the longest side is 36." in drawn
+    assert "centre square was cut off" in square and "Stored whole" not in square
+
+
 def test_originals_of_one_size_need_no_histogram(judged: Any) -> None:
     made = replace(judged.made, contract={**judged.made.contract, "resolution": 40})
     with judged.base() as base:

@@ -1,12 +1,19 @@
 import io
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode, Resize
 
 from bigdiff.config.prep import Pack
-from bigdiff.prep.picture import FORMATS, Rejected, decode, fitted, store
+from bigdiff.data.decoding import decode as pixels_of
+from bigdiff.data.pixels import Frame, cover, framed
+from bigdiff.prep.buckets import Fit
+from bigdiff.prep.phash import phash
+from bigdiff.prep.picture import FORMATS, LONGEST, Rejected, decode, fitted, store
 
 LIMIT = 10_000_000
 RAMP = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (48, 1))  # dark at the left
@@ -124,7 +131,53 @@ def test_the_stored_square_is_the_centre_and_the_same_each_time() -> None:
 def test_resizing_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(np.asarray(fitted(Image.fromarray(stripes), [(16, 16)])).astype(int) - 127).max() < 12
+    assert np.abs(np.asarray(fitted(Image.fromarray(stripes), Fit(shapes=((16, 16),)))).astype(int) - 127).max() < 12
+
+
+SIZES = [(100, 70), (70, 100), (33, 200), (64, 64), (640, 64), (50, 20), (65, 64)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_whole_picture_is_torchvisions_resize_of_what_was_fetched(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    stored = store(saved(Image.fromarray(pixels), "PNG"), Pack(resolution=64, crop="none", format="png"))
+    shown = np.asarray(Image.open(io.BytesIO(stored.content)))
+    assert np.array_equal(shown, cover(pixels, 64, 64))
+    resized = Resize(64, InterpolationMode.BICUBIC, antialias=True)(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert np.array_equal(shown, resized.permute(1, 2, 0).numpy())
+    assert shown.shape == (stored.height, stored.width, 3) and min(shown.shape[:2]) == 64
+    assert (stored.original_width, stored.original_height) == size
+    assert stored.phash == phash(Image.fromarray(shown))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_its_centre_is_what_would_be_stored_of_it_cropped(size: tuple[int, int]) -> None:
+    content = saved(Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), np.uint8)), "PNG")
+    whole = store(content, Pack(resolution=64, crop="none", format="png"))
+    square = store(content, Pack(resolution=64, format="png"))
+    assert store(whole.content, Pack(resolution=64, format="png")).content == square.content
+    assert framed(pixels_of(whole.content), Frame(width=64, height=64)).tobytes() == pixels_of(square.content).tobytes()
+    assert (whole == square) == (size == (64, 64))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_how_long_and_narrow_a_whole_picture_may_be(kind: Literal["jpg", "png"]) -> None:
+    pack = Pack(resolution=16, crop="none", format=kind)
+    longest = store(saved(Image.new("RGB", (LONGEST, 16), (9, 90, 200)), "PNG"), pack)
+    assert pixels_of(longest.content).shape == (16, LONGEST, 3)
+    for size in ((LONGEST + 1, 16), (1, 5_000)):
+        with pytest.raises(Rejected, match="too long and narrow to be stored whole") as refused:
+            store(saved(Image.new("RGB", size), "PNG"), pack)
+        assert refused.value.picture is not None
+    assert store(saved(Image.new("RGB", (1, 5_000)), "PNG"), Pack(resolution=16)).height == 16
+
+
+def test_a_whole_picture_has_no_more_pixels_than_readers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = saved(Image.new("RGB", (90, 30)), "PNG")
+    monkeypatch.setattr("bigdiff.prep.picture.MAX_PIXELS", 90 * 30)
+    assert store(wide, Pack(resolution=30, crop="none")).width == 90
+    with pytest.raises(Rejected, match="too long and narrow to be stored whole"):
+        store(wide, Pack(resolution=31, crop="none"))
 
 
 def test_a_small_file_is_refused_whatever_its_metadata_said() -> None:

@@ -60,6 +60,18 @@ def test_settings_of_speed_and_patience_may_change(source: Path, tmp_path: Path)
     assert "no row" in begin(Prep(download=faster, pack=Pack(processes=5)), source, tmp_path / "set")
 
 
+def test_who_starts_the_processes_may_change_and_is_asked_before_anything_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "absent"))
+    on_spark = Prep(download=Download(allow_private_addresses=True, distributor="pyspark", spark_master="local[1]"))
+    assert "download.distributor=pyspark needs" in begin(on_spark, source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    begin(PREP, source, tmp_path / "set")
+    before = json.loads(Layout(tmp_path / "set").settings.read_text())["settings"]["download"]
+    assert before.keys().isdisjoint({"distributor", "spark_master", "processes"})
+
+
 def test_other_input_and_other_versions_are_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +92,25 @@ def test_a_folder_with_foreign_files_is_refused(source: Path, tmp_path: Path) ->
 def test_an_output_that_cannot_be_a_folder_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be made" in begin(PREP, source, tmp_path / "file" / "set")
+
+
+def test_a_reader_is_told_how_pictures_were_cropped() -> None:
+    """Those lines that squares and buckets always had; whole pictures have another crop."""
+    lines = {
+        "resolution": 512,
+        "format": "jpg",
+        "quality": "jpeg 95, 4:4:4",
+        "pixel_range": "uint8 RGB, 0 to 255",
+        "resize": "bicubic, antialiased (torch, uint8)",
+        "crop": "centre square",
+        "orientation": "applied",
+        "transparency": "on white",
+        "colour_profile": "not applied",
+    }
+    assert list(pipeline.contract(PREP).items()) == list(lines.items())
+    assert pipeline.contract(Prep(pack=Pack(crop="none"))) == {**lines, "crop": "none"}
+    steps = pipeline.contract(Prep(pack=Pack(bucket_step=512)))
+    assert steps == {**lines, "buckets": ["512x512"], "crop": "centre of the nearest aspect"}
 
 
 def test_a_finished_set_is_left_as_it_is_and_cleared_up(source: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from bigdiff.config.dedup import Dedup
 from bigdiff.config.errors import RunError
 from bigdiff.config.scoring import Scorer, Scoring
 from bigdiff.data.damage import Tombstones
+from bigdiff.prep.buckets import Fit
 from bigdiff.prep.decontaminate import CAPTION, PICTURE, Pictures
 from bigdiff.prep.dedup import CONTENT, NEAR
 from bigdiff.prep.layout import Layout
@@ -182,7 +183,7 @@ def test_each_shard_has_one_bucket_and_each_bucket_its_samples_in_order(tmp_path
     layout = Layout(tmp_path)
     wide = {1, 3, 4, 5, 8}
     unit(layout, "a", [{"row": row, "width": 640 if row in wide else 512, "height": 384} for row in range(9)])
-    made = plan(layout, Choice(samples_per_shard=3, shapes=((640, 384), (512, 384))))
+    made = plan(layout, Choice(samples_per_shard=3, fit=Fit(shapes=((640, 384), (512, 384)))))
     assert made.shards == ("512x384", "512x384", "640x384", "640x384")
     shards: dict[int, list[int]] = {}
     for row, _, shard in placed(layout):

@@ -25,6 +25,13 @@ def test_where_weights_and_lists_lie_does_not_matter_but_what_is_in_them() -> No
     assert taken != made_from(PREP, Tombstones(entries=frozenset({"other"})))
 
 
+def test_a_setting_that_came_later_is_said_where_it_differs() -> None:
+    """So that a set begun before it goes on, and comes out with the same bytes."""
+    packed = made_from(PREP)["settings"]["pack"]
+    assert "crop" in asdict(PREP.pack) and "crop" not in packed
+    assert made_from(replace(PREP, pack=Pack(crop="none")))["settings"]["pack"] == {**packed, "crop": "none"}
+
+
 def test_thresholds_and_sizes_matter() -> None:
     moved = Scoring(scorers=[Scorer(kind="nsfw", weights="here.npz", below=0.4)], clip="here.safetensors")
     assert made_from(replace(PREP, score=moved)) != made_from(PREP)

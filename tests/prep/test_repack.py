@@ -151,13 +151,34 @@ def test_evaluation_pictures_and_captions_go(images: Path, tmp_path: Path, pictu
         run(replace(ONE, dedup=clean), images, tmp_path / "new")
 
 
-def test_buckets_stay_what_they_are(packed_set: PackedSet, tmp_path: Path) -> None:
-    def drawn(number: int) -> bytes:
-        small = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(small).resize((60 + 30 * (number % 3), 90), Image.Resampling.BICUBIC).save(buffer, "PNG")
-        return buffer.getvalue()
+def drawn(number: int) -> bytes:
+    """A PNG of soft colours, of 60, 90 or 120 by 90 pixels."""
+    small = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((60 + 30 * (number % 3), 90), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
 
+
+def test_whole_pictures_stay_whole_and_are_compared_whole(packed_set: PackedSet, tmp_path: Path) -> None:
+    prep = Prep(pack=Pack(resolution=32, crop="none", format="png", samples_per_shard=4))
+    images = packed_set([drawn(number) for number in range(9)], prep, name="whole")
+    old = facts(images)
+    assert {(row["width"], row["height"]) for row in old} == {(32, 48), (32, 32), (42, 32)}
+    made = run(ONE, images, tmp_path / "new")
+    assert facts(tmp_path / "new") == old
+    assert [(shard.bucket, shard.samples) for shard in made.manifest.shards] == [("", 5), ("", 4)]
+    assert made.manifest.contract == manifest.read(images, "images").contract
+    assert made.manifest.contract["crop"] == "none"
+    page = made.report.read_text()
+    assert "samples, whole, the shorter side 32" in page and "the longest side is 48." in page
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "five.png").write_bytes(drawn(5))
+    clean = Dedup(evaluation_pictures=str(tmp_path / "val"), evaluation_distance=0)
+    run(replace(ONE, dedup=clean), tmp_path / "new", tmp_path / "clean")
+    assert facts(tmp_path / "clean") == [row for row in old if row["caption"] != "caption 5"]
+
+
+def test_buckets_stay_what_they_are(packed_set: PackedSet, tmp_path: Path) -> None:
     prep = Prep(pack=Pack(resolution=32, bucket_step=8, format="png", samples_per_shard=2))
     images = packed_set([drawn(number) for number in range(9)], prep, name="bucketed")
     old = manifest.read(images, "images")

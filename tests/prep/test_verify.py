@@ -1,7 +1,7 @@
 import hashlib
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -86,3 +86,19 @@ def test_a_few_refused_pictures_are_kept_to_be_shown(downloaded: Callable[..., L
     assert [content is not None for content in shown] == [True] * SHOWN + [False] * 2
     assert Image.open(io.BytesIO(shown[0])).size == (96, 96)
     assert thumbnail(Image.new("RGB", (10, 400))) == thumbnail(Image.new("RGB", (10, 400)))
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_a_picture_that_is_one_line_is_a_cause_and_not_the_end(
+    downloaded: Callable[..., Layout], crop: Literal["center", "none"]
+) -> None:
+    """Squares of it would have to be enlarged beyond reason: the stored one, and the one that the report shows."""
+    layout = downloaded([picture(0, (20_000, 1)), picture(1, (1_000, 10)), picture(2)])
+    (unit,) = units(layout, Prep(pack=Pack(resolution=160, crop=crop)))
+    verify(unit)
+    shape = "enlarged" if crop == "center" else "stored whole"
+    (refused,) = table(layout, "rejected")
+    assert (refused["row"], refused["cause"]) == (0, f"too long and narrow to be {shape}")
+    assert refused["picture"] is None
+    sizes = [(160, 160), (160, 160)] if crop == "center" else [(16_000, 160), (240, 160)]
+    assert [(row["width"], row["height"]) for row in table(layout, "samples")] == sizes

@@ -6,11 +6,13 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+from PIL import Image
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Data, Source
 from bigdiff.data.order import Order
+from bigdiff.prep import folder
 from bigdiff.train import data
 
 Ranks = Callable[..., list[str]]
@@ -93,6 +95,26 @@ def test_buckets_have_about_the_pixels_of_the_resolution(
             return
         with pytest.raises(UsageError, match=sentence):
             data.fit_shapes(stage, sets)
+
+
+def test_a_random_crop_of_centre_squares_is_refused(toy: Path, tmp_path: Path) -> None:
+    squares, whole = tmp_path / "squares", tmp_path / "whole"
+    for target, crop in ((squares, "centre square"), (whole, "none")):
+        (tmp_path / "drawn").mkdir(exist_ok=True)
+        Image.new("RGB", (9, 8), (200, 10, 10)).save(tmp_path / "drawn" / "0.png")
+        folder.pack(tmp_path / "drawn", target, 16, 0, lambda _: None)
+        content = json.loads((target / "manifest.json").read_text())
+        (target / "manifest.json").write_text(json.dumps({**content, "contract": {"crop": crop}}))
+    for images, crop in ((squares, "center"), (whole, "random"), (squares, "random")):
+        stage = load_stage(str(toy / "stage.yaml"), ["data.latents=", f"data.images={images}", f"data.crop={crop}"])
+        with data.opened(stage.data) as sets:
+            if (images, crop) != (squares, "random"):
+                data.fit_shapes(stage, sets)
+                continue
+            with pytest.raises(
+                UsageError, match=r"no effect on .*squares, which stores centre squares: .*pack.crop=none"
+            ):
+                data.fit_shapes(stage, sets)
 
 
 def test_sources_that_end_before_the_stage_are_refused(toy: Path) -> None:
