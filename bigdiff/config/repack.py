@@ -16,6 +16,9 @@ class Shards:
 
     samples_per_shard: int = 10_000  # at most; the samples are spread evenly over the shards
     takedown: str = ""  # text file of keys, URLs or sha256 that must not be in the set, one a line
+    # Of the samples that stand for several, as duplicates were left out: a part that a stage can weight (data.sources).
+    cluster_size_at_least: int | None = None
+    cluster_size_below: int | None = None
     processes: int = 2
 
 
@@ -39,6 +42,18 @@ def load_repack(name: str | None, overrides: Sequence[str] = (), configs: Path =
     for key in ("samples_per_shard", "processes"):
         if getattr(found.pack, key) <= 0:
             raise UsageError(f"pack.{key} is {getattr(found.pack, key)}: it must be above 0")
+    _check_cluster_sizes(found.pack)
     check_scoring(found.score)
     check_dedup(found.dedup, found.score)
     return found
+
+
+def _check_cluster_sizes(pack: Shards) -> None:
+    least, most = pack.cluster_size_at_least, pack.cluster_size_below
+    for key, value in {"cluster_size_at_least": least, "cluster_size_below": most}.items():
+        if value is not None and value < 2:
+            raise UsageError(f"pack.{key} is {value}: every sample stands for 1 or more, so name 2 or more")
+    if least is not None and most is not None and least >= most:
+        raise UsageError(
+            f"pack.cluster_size_at_least={least} is not below pack.cluster_size_below={most}: none is both"
+        )

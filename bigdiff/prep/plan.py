@@ -22,6 +22,7 @@ from bigdiff.prep import decontaminate, dedup, query
 from bigdiff.prep.buckets import Fit
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.query import quoted
+from bigdiff.prep.rules import Rule
 from bigdiff.prep.scorers import thresholds
 from bigdiff.prep.select import Count
 from bigdiff.runtime.files import replacing, write_json
@@ -43,6 +44,7 @@ class Choice:
     takedown: Tombstones = field(default_factory=lambda: Tombstones(entries=frozenset()))
     scoring: Scoring = field(default_factory=Scoring)
     dedup: Dedup = field(default_factory=Dedup)
+    rules: tuple[Rule, ...] = ()  # on the samples' columns, beside those on their scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +136,7 @@ def _gather(base: duckdb.DuckDBPyConnection, layout: Layout) -> None:
 def _decide(
     base: duckdb.DuckDBPyConnection, layout: Layout, choice: Choice, pictures: decontaminate.Pictures | None
 ) -> tuple[tuple[Count, ...], tuple[str, ...]]:
-    counts = [*_taken_down(base, choice.takedown), *_by_scores(base, choice.scoring)]
+    counts = [*_taken_down(base, choice.takedown), *_by_rules(base, (*thresholds.rules(choice.scoring), *choice.rules))]
     captions = choice.dedup.evaluation_captions
     if pictures is not None or captions is not None:
         distance = choice.dedup.evaluation_distance
@@ -164,9 +166,8 @@ def _taken_down(base: duckdb.DuckDBPyConnection, takedown: Tombstones) -> list[C
     return [count]
 
 
-def _by_scores(base: duckdb.DuckDBPyConnection, scoring: Scoring) -> list[Count]:
-    """The rules on scores, counted together: what each leaves after those before it, and what it alone refuses."""
-    active = thresholds.rules(scoring)
+def _by_rules(base: duckdb.DuckDBPyConnection, active: tuple[Rule, ...]) -> list[Count]:
+    """The rules, counted together: what each leaves after those before it, and what it alone refuses."""
     if not active:
         return []
     flags = ", ".join(f"{rule.sql} AS p{index}" for index, rule in enumerate(active))

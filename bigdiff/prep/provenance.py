@@ -28,7 +28,9 @@ _FREE: Final = {
     "dedup": {"evaluation_pictures", "evaluation_captions"},
 }
 # Settings that came later, and with which values a set is what it was before: it is then written down as it was.
-_LATER: Final[dict[str, dict[str, Any]]] = {"pack": {"crop": "center"}}
+_LATER: Final[dict[str, dict[str, Any]]] = {
+    "pack": {"crop": "center", "cluster_size_at_least": None, "cluster_size_below": None}
+}
 _PACKAGES: Final = ("duckdb", "img2dataset", "numpy", "pillow", "pyarrow", "simplejpeg", "torch")
 
 

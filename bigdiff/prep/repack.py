@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from bigdiff.config.errors import UsageError
-from bigdiff.config.repack import Repack
+from bigdiff.config.repack import Repack, Shards
 from bigdiff.config.scoring import only
 from bigdiff.data import manifest
 from bigdiff.data.damage import read_tombstones
@@ -18,8 +20,9 @@ from bigdiff.prep import adopt, report
 from bigdiff.prep.assemble import assemble, evaluation
 from bigdiff.prep.claim import Outcome, carry_out
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.plan import Choice
+from bigdiff.prep.plan import CLUSTER_SIZE, Choice
 from bigdiff.prep.provenance import provenance
+from bigdiff.prep.rules import Rule
 from bigdiff.prep.score import ready
 from bigdiff.prep.scorers.scorer import column
 from bigdiff.runtime.workers import Spread
@@ -44,6 +47,7 @@ def repack(settings: Repack, images: Path, output: Path, workers: Spread, say: C
         scorers=scorers,
     )
     layout = Layout(output)
+    stands_for = _stands_for(settings.pack, images, old)
     scored: dict[str, str] = old.lineage.get("scored", {})
     wanted = {column(one.kind): scorers[column(one.kind)] for one in settings.score.scorers}
     fresh = [one for one in settings.score.scorers if scored.get(column(one.kind)) != wanted[column(one.kind)]]
@@ -56,6 +60,7 @@ def repack(settings: Repack, images: Path, output: Path, workers: Spread, say: C
             takedown=takedown,
             scoring=settings.score,
             dedup=settings.dedup,
+            rules=stands_for,
         )
         tasks = adopt.tasks(output, images, old, without=tuple(column(one.kind) for one in fresh))
         deque(workers.each(adopt.adopt, tasks, "taking over"), maxlen=0)
@@ -67,3 +72,23 @@ def repack(settings: Repack, images: Path, output: Path, workers: Spread, say: C
         return finished
 
     return carry_out(layout, made_from, job)
+
+
+def _stands_for(pack: Shards, images: Path, old: Manifest) -> tuple[Rule, ...]:
+    """The rules on how many samples one stands for."""
+    asked = {">=": ("cluster_size_at_least", pack.cluster_size_at_least)}
+    asked |= {"<": ("cluster_size_below", pack.cluster_size_below)}
+    found = tuple(
+        Rule(
+            name=f"{CLUSTER_SIZE} {sign} {value}",
+            sql=f"COALESCE({CLUSTER_SIZE} {sign} {value}, FALSE)",
+            columns=(CLUSTER_SIZE,),
+            setting=f"pack.{setting}",
+        )
+        for sign, (setting, value) in asked.items()
+        if value is not None
+    )
+    index = images / f"{old.shards[0].name}{old.index}"
+    if found and CLUSTER_SIZE not in pq.read_schema(index).names:
+        raise UsageError(f"{index} has no column {CLUSTER_SIZE}, which {found[0].setting} asks for: leave that out")
+    return found

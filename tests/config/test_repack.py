@@ -21,6 +21,8 @@ def test_defaults_files_and_overrides(tmp_path: Path) -> None:
         ("pack.processes=-1", "pack.processes is -1"),
         ("pack.resolution=512", "resolution"),
         ("score.batch=0", "score.batch is 0"),
+        ("pack.cluster_size_below=1", "every sample stands for 1 or more, so name 2 or more"),
+        ("pack={cluster_size_at_least: 8, cluster_size_below: 8}", "none is both"),
     ],
 )
 def test_what_cannot_be_used_is_refused(override: str, sentence: str) -> None:

@@ -87,6 +87,31 @@ def test_what_was_taken_down_is_gone(images: Path, tmp_path: Path) -> None:
         run(settings, images, tmp_path / "new")
 
 
+def test_samples_that_stand_for_many_can_be_a_set_of_their_own(
+    packed_set: PackedSet, picture: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    sizes = {0: 4, 1: 1, 2: 2, 3: 1}  # how often each picture comes
+    images = packed_set([picture(number) for number, count in sizes.items() for _ in range(count)], PREP)
+    assert sorted(row["cluster_size"] for row in rows(images)) == [1, 1, 2, 4]
+    parts = {"many": {"cluster_size_at_least": 2}, "few": {"cluster_size_below": 2}, "two": {}}
+    parts["two"] = {"cluster_size_at_least": 2, "cluster_size_below": 3}
+    for name, chosen in parts.items():
+        run(replace(ONE, pack=replace(ONE.pack, **chosen)), images, tmp_path / name)
+    found = {name: sorted(row["cluster_size"] for row in rows(tmp_path / name)) for name in parts}
+    assert found == {"many": [2, 4], "few": [1, 1], "two": [2]}
+    assert "cluster_size &gt;= 2" in (tmp_path / "many" / "report" / "index.html").read_text()
+
+
+def test_a_set_without_cluster_sizes_has_no_rule_on_them(images: Path, tmp_path: Path) -> None:
+    for file in images.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["cluster_size"]), file)
+    asked = replace(ONE, pack=replace(ONE.pack, cluster_size_at_least=2))
+    with pytest.raises(
+        UsageError, match=r"00000\.parquet has no column cluster_size, which pack\.cluster_size_at_least"
+    ):
+        run(asked, images, tmp_path / "new")
+
+
 def test_thresholds_move_without_scoring_again(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = rows(images)
     middle = sorted(row["sharpness"] for row in old)[6]
