@@ -11,7 +11,8 @@ from bigdiff.config.recipe import load_recipe
 
 def main() -> None:
     """Parse, load, submit."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    epilog = "docs/cluster.md says what becomes of a job at each fault."
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", help="a file of configs/stages, or a path to one")
     what.add_argument("--recipe", help="a file of configs/recipes, or a path to one")

@@ -15,7 +15,7 @@ from bigdiff.checkpoint.content import MASTER, MOMENTS, Saved
 from bigdiff.checkpoint.index import Damage, Index, Integers, Pieces
 from bigdiff.checkpoint.vectors import Ranges
 from bigdiff.config import averages
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, UsageError
 from bigdiff.engine.partition import Partition, Piece, named
 from bigdiff.runtime.world import World
 
@@ -37,7 +37,7 @@ def load(run: Path, world: World, partition: Partition, names: Names, warn: Call
 
     Raises:
         UsageError: on all ranks, when it is of another network or format, or lacks a vector that is needed.
-        RunError: on all ranks, when there are checkpoints and all are damaged.
+        LastingError: on all ranks, when there are checkpoints and all are damaged.
     """
     refused: set[str] = set()
     for _ in range(ATTEMPTS):  # while they are looked at, an earlier life may still make some, and remove others
@@ -51,7 +51,7 @@ def load(run: Path, world: World, partition: Partition, names: Names, warn: Call
             if saved is not None:
                 return saved
             refused.add(name)
-    raise RunError(f"no checkpoint in {layout.checkpoints(run)} is undamaged: delete the folder to start afresh")
+    raise LastingError(f"no checkpoint in {layout.checkpoints(run)} is undamaged: delete the folder to start afresh")
 
 
 def _agreed(

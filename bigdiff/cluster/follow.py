@@ -8,17 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 from submitit.core.utils import pickle_load
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, RunError, UsageError
 
 POLL_SECONDS = 0.2
 # Of no use to a reader: submitit's own lines, DeepSpeed's on its build, and a failing rank's trace, which stays in the
 # log and comes again as one sentence, or shortened, at the end
 _NOISE = re.compile(r"submitit (DEBUG|INFO|WARNING|ERROR) \(|DeepSpeed \S+ built successfully|\[rank\d+\]: ")
-_SENTENCE = re.compile(r"^bigdiff\.config\.errors\.(UsageError|RunError): (.+)$", re.MULTILINE)
+_KINDS: Final = {kind.__name__: kind for kind in (UsageError, RunError, LastingError)}
+_SENTENCE = re.compile(rf"^bigdiff\.config\.errors\.({'|'.join(_KINDS)}): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +125,15 @@ def reported(job: Any, number: int) -> tuple[str, Any] | None:  # noqa: ANN401 (
     return str(outcome), value
 
 
+def sentence(trace: str) -> UsageError | RunError | None:
+    """The error of ours that a process ended with, from its traceback; None for any other."""
+    found = _SENTENCE.findall(trace)
+    if not found:
+        return None
+    kind, words = found[-1]
+    return _KINDS[kind](words)
+
+
 def _first_failed(job: Any, ended: set[int]) -> int | None:  # noqa: ANN401
     """Of the processes that have `ended` the one that failed first: killed ones, then the oldest error."""
     results = {number: reported(job, number) for number in sorted(ended)}
@@ -139,10 +149,9 @@ def _fail(job: Any, number: int) -> NoReturn:  # noqa: ANN401
     if result is None:
         raise RunError(f"process {number} was killed (out of memory?); its log is {log}")
     trace = str(result[1]).strip()
-    sentences = _SENTENCE.findall(trace)
-    if sentences:
-        kind, sentence = sentences[-1]
-        raise (UsageError if kind == "UsageError" else RunError)(sentence)
+    spoken = sentence(trace)
+    if spoken is not None:
+        raise spoken
     last = "\n".join(trace.splitlines()[-12:])
     raise RunError(f"process {number} ended with an error:\n{last}\nits log is {log}")
 

@@ -8,7 +8,6 @@ submitit's handler, while the others wait to be ended with the job: one that exi
 
 import fcntl
 import os
-import re
 import signal
 import sys
 import time
@@ -20,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 
 from bigdiff.checkpoint.layout import run_folder
-from bigdiff.cluster.rendezvous import export, find, first_address, scontrol
-from bigdiff.config.errors import RunError
+from bigdiff.cluster.rendezvous import export, find, first_address, state
+from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Stage
 
 REQUEUE_SECONDS = 600  # how long the other ranks wait for rank 0 to requeue the job
@@ -54,6 +54,8 @@ class TrainJob:
         local = os.environ["SUBMITIT_EXECUTOR"] == "local"
         if local:
             leave_when_told()
+        else:  # what an earlier start left would be taken for this one's end
+            submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
         with alone(run_folder(self.stage.runs, self.stage.name)) if local and place.rank == 0 else nullcontext():
             from bigdiff.train.setup import train_stage  # ten seconds of imports that a login node must not pay
 
@@ -109,15 +111,24 @@ def requeue(resubmit: Callable[[int, FrameType | None], Any] | int | None, rank:
 
     Raises:
         RunError: when the job was cancelled (a requeue would bring it back), or the requeue did not happen.
+        LastingError: when it was requeued as often as it may be.
     """
     if rank > 0:
         time.sleep(REQUEUE_SECONDS)
         raise RunError(f"the job was not requeued within {REQUEUE_SECONDS} s; its checkpoint is saved")
-    found = re.search(r"\bJobState=(\S+)", scontrol("show", "job", "-o", os.environ["SLURM_JOB_ID"]))
-    state = found.group(1) if found else "UNKNOWN"
-    if state != "RUNNING":
-        raise RunError(f"stopped and saved; the job is {state}, so it is not requeued: submit it again to continue")
+    now = state(os.environ["SLURM_JOB_ID"])
+    if now != "RUNNING":
+        raise RunError(
+            f"stopped and saved; the job is {now}, so it is not requeued from here: unless SLURM starts it again, "
+            f"submit it again to continue"
+        )
     if not callable(resubmit):
         raise RunError("submitit's signal handler is missing, so the job cannot requeue itself: submit it again")
-    resubmit(signal.SIGUSR2, None)  # dumps `checkpoint()`, calls `scontrol requeue`, exits
+    try:
+        resubmit(signal.SIGUSR2, None)  # dumps `checkpoint()`, calls `scontrol requeue`, exits
+    except UncompletedJobError as error:
+        raise LastingError(
+            "stopped and saved; the cluster's max_requeues time-outs and preemptions are used up: submit it again to "
+            "continue"
+        ) from error
     raise RunError("submitit did not requeue the job; its checkpoint is saved: submit it again")

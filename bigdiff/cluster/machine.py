@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Cluster
 
-_SLURM_ONLY = ("setup", "partition", "account", "qos", "constraint", "exclude", "memory_gb")
+_SLURM_ONLY = (
+    "setup",
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "memory_gb",
+    "max_requeues",
+    "max_crashes",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +45,8 @@ def fit(cluster: Cluster, machine: Machine, processes: int = 0) -> Cluster:
     """
     if cluster.kind != "local" or cluster.nodes != 1:
         raise UsageError(f"cluster {cluster.name} is not one local machine: kind must be local and nodes 1")
-    idle = next((key for key in _SLURM_ONLY if getattr(cluster, key)), "")
+    default = Cluster(name=cluster.name)
+    idle = next((key for key in _SLURM_ONLY if getattr(cluster, key) != getattr(default, key)), "")
     if idle:
         raise UsageError(f"cluster {cluster.name}: {idle} has no effect on a local machine: remove it")
     gpus = min(cluster.gpus_per_node, len(machine.gpus))

@@ -116,11 +116,21 @@ def first_address(nodes: str) -> str:
     return host
 
 
-def scontrol(*arguments: str) -> str:
+def state(job: str) -> str:
+    """SLURM's state of a job: RUNNING, COMPLETING, CANCELLED, PENDING, ...
+
+    Raises:
+        RunError: when SLURM's `scontrol` does not answer.
+    """
+    found = re.search(r"\bJobState=(\S+)", scontrol("show", "job", "-o", job))
+    return found.group(1) if found else "UNKNOWN"
+
+
+def scontrol(*arguments: str, silent: bool = False) -> str:
     """What SLURM's `scontrol` prints for `arguments`.
 
     Raises:
-        RunError: when it is missing, fails, is silent or does not answer in a minute.
+        RunError: when it is missing, fails, does not answer in a minute, or says nothing and may not be `silent`.
     """
     program = shutil.which("scontrol")
     if program is None:
@@ -130,7 +140,7 @@ def scontrol(*arguments: str) -> str:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise RunError(f"scontrol {' '.join(arguments)} failed: {error}") from error
-    if not done.stdout.strip():
+    if not done.stdout.strip() and not silent:
         raise RunError(f"scontrol {' '.join(arguments)} gave no answer")
     return done.stdout
 

@@ -61,8 +61,11 @@ def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any
         UsageError: for a cluster that cannot work.
     """
     check(stage, cluster)
+    always = common(cluster)
     return {
-        **common(cluster),
+        **always,
+        # the script's last lines must be reached, whatever the cluster's own lines have set
+        "setup": [*always["setup"], "set +e"],
         "job_name": f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.processes_per_node,
@@ -99,7 +102,7 @@ def check(stage: Stage, cluster: Cluster) -> None:
     Raises:
         UsageError: naming the key.
     """
-    for key in ("nodes", "processes_per_node", "cpus_per_process", "time_minutes", "signal_seconds"):
+    for key in ("nodes", "processes_per_node", "cpus_per_process", "time_minutes", "signal_seconds", "max_crashes"):
         if getattr(cluster, key) < 1:
             raise UsageError(f"cluster {cluster.name}: {key}={getattr(cluster, key)} must be positive")
     if cluster.gpus_per_node not in (0, cluster.processes_per_node):
@@ -141,6 +144,12 @@ def exports(variables: dict[str, str]) -> list[str]:
     """Shell lines that set `variables`, and the interpreter's programs (ninja) in front of PATH."""
     lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     return [f'export PATH={shlex.quote(str(Path(sys.prefix) / "bin"))}:"$PATH"', *lines]
+
+
+def crashed(folder: Path, limit: int) -> list[str]:
+    """Shell lines behind srun: the script's status is 0 after a success, else bigdiff.cluster.again has its say."""
+    words = [sys.executable, "-m", "bigdiff.cluster.again", str(folder), f"--limit={limit}"]
+    return ["status=$?", 'if [ "$status" -ne 0 ]; then', f'  {shlex.join(words)} --status="$status"', "fi", ""]
 
 
 def script(stage: Stage, cluster: Cluster, after: str = "") -> str:
@@ -260,7 +269,7 @@ def _slurm_executor(stage: Stage, cluster: Cluster, after: str) -> _SlurmExecuto
         raise UsageError(f"cluster {cluster.name} is {cluster.kind}: use launch/local.py for this machine")
     folder = _logs(run_folder(stage.runs, stage.name))
     executor = _SlurmExecutor(folder, max_num_timeout=cluster.max_requeues)
-    executor.update_parameters(**parameters(stage, cluster, after))
+    executor.update_parameters(**parameters(stage, cluster, after), teardown=crashed(folder, cluster.max_crashes))
     return executor
 
 

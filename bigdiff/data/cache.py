@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Literal
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.data.manifest import Shard
 
 _PART, _WHOLE, _SMALL, _WISH = ".part", ".tar", ".small", ".wish"
@@ -132,7 +132,8 @@ class Shelf:
         """Room to fetch a shard, unless it is here or being fetched. `waited`: a reader needs it now.
 
         Raises:
-            RunError: when it can never fit, or the disk is full.
+            LastingError: when it can never fit.
+            RunError: when the disk is full.
         """
         if shard.bytes > self.cache.bytes:
             raise LastingError(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, UsageError
 
 TOMBSTONE = "tombstone"  # the reason of a sample that was taken down
 ATTEMPTS = 64  # substitutes tried for one position; with half of the data bad, 64 fail once in 2e19 positions

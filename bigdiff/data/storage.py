@@ -285,7 +285,7 @@ class Remote:
         where = f"{self.location}/{shard.name}{SUFFIX} ({shard.bytes:,} bytes) has no room in {self.cache.folder}"
         words = f"{where}: {full.unmovable:,} of {self.cache.bytes:,} bytes are in use"
         if waited > self.cache.patience_seconds:
-            raise LastingError(
+            raise RunError(
                 f"{words}, for {waited:.0f} s: data.cache_gb must be at least {full.needed / 1e9:.3f} "
                 f"({full.needed:,} bytes)"
             )

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import xxhash
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, UsageError
 from bigdiff.data.course import Course, Picks
 from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Substitution
 from bigdiff.data.order import Ints
@@ -121,7 +121,8 @@ def batches(
 
     Raises:
         UsageError: when `start` is no multiple of the global batch, or that does not divide over the processes.
-        RunError: when a storage cannot be reached, or no substitute of a damaged sample is good.
+        RunError: when a storage cannot be reached.
+        LastingError: when no substitute of a damaged sample is good.
     """
     if start % part.total or part.total % (part.size * part.micro):
         raise UsageError(

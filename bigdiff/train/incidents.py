@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bigdiff.checkpoint import snapshots
-from bigdiff.config.errors import RunError
+from bigdiff.config.errors import LastingError
 from bigdiff.data import naming
 from bigdiff.runtime.files import sync
 from bigdiff.train import recovery, resuming
@@ -40,7 +40,7 @@ def leave_out(run: Run, batches: Sequence[Micro], done: Done, verdict: Verdict) 
     """Go on without the step, which moved no weights; collective.
 
     Raises:
-        RunError: on all ranks, when the budget is used up.
+        LastingError: on all ranks, when the budget is used up.
     """
     step = run.state.step
     state = run.state.without_update(run.stage.batch.total, verdict.reason)
@@ -57,7 +57,7 @@ def go_back(run: Run, batches: Sequence[Micro], done: Done, verdict: Verdict) ->
     The data goes on: what was read since the checkpoint is not read again, and nothing of it stays in the weights.
 
     Raises:
-        RunError: on all ranks, when there is no checkpoint yet, or the budget is used up.
+        LastingError: on all ranks, when there is no checkpoint yet, or the budget is used up.
     """
     stage, step = run.stage, run.state.step
     samples = suspects(run, batches, done, verdict)
@@ -111,7 +111,7 @@ def tell(run: Run, verdict: Verdict, samples: list[dict[str, Any]], begin: int, 
     """Say what becomes of steps from `begin` on, and append it to recovery.jsonl, on the disk when this returns.
 
     Raises:
-        RunError: on all ranks, with the `problem` that ends the run, if there is one.
+        LastingError: on all ranks, with the `problem` that ends the run, if there is one.
     """
     step = run.state.step
     action = "end" if problem else verdict.action

@@ -42,8 +42,9 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 SlurmdTimeout=10
-KillWait=5
-MessageTimeout=5
+# less than MessageTimeout: or slurmctld repeats the kill of a crashed step a minute later, on the one started since
+KillWait=3
+MessageTimeout=8
 FirstJobId={first}
 JobRequeue=1
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.11 Port={ports[1]} CPUs=2 RealMemory=4000 State=UNKNOWN

@@ -15,7 +15,7 @@ import pytest
 from bigdiff.cluster.follow import Patience, Tail, follow
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import start
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.config.load import load_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_two_processes_find_each_other_through_the_jobs_port(tmp_path: Path) -> 
     assert run(tmp_path, meet)[0] == ["hello from 1 of 2", "sent"]
 
 
-@pytest.mark.parametrize("kind", [UsageError, RunError])
+@pytest.mark.parametrize("kind", [UsageError, RunError, LastingError])
 def test_a_sentence_of_a_process_stays_a_sentence(tmp_path: Path, kind: type[Exception]) -> None:
     name = kind.__name__
 
@@ -85,8 +85,9 @@ def test_a_sentence_of_a_process_stays_a_sentence(tmp_path: Path, kind: type[Exc
 
         raise getattr(errors, name)("the latent set does not fit: factor is 8, 4 is needed")
 
-    with pytest.raises(kind, match=r"^the latent set does not fit: factor is 8, 4 is needed$"):
+    with pytest.raises(kind, match=r"^the latent set does not fit: factor is 8, 4 is needed$") as caught:
         run(tmp_path, refuse)
+    assert caught.type is kind
 
 
 def test_an_exception_ends_the_waiting_peer_and_is_reported_with_the_log(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import submitit
+from submitit.core.job_environment import SignalHandler
 
 from bigdiff.cluster.follow import follow
 from bigdiff.cluster.job import TrainJob, alone, requeue
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import local
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.config.load import load_cluster, load_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,20 @@ def test_without_submitits_handler_the_job_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with pytest.raises(RunError, match="submit it again"):
         requeue(signal.SIG_DFL, 0)
+
+
+def test_the_last_time_out_ends_the_job_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobState=RUNNING\n")
+    (tmp_path / "scontrol").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SUBMITIT_FOLDER": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    job = submitit.helpers.DelayedSubmission(TrainJob(stage=load_stage("512px-cfg")))
+    job.set_timeout(1, 0)  # a job of a minute: any warning is a time-out, and none is left
+    environment = submitit.JobEnvironment()
+    handler = SignalHandler(environment, environment.paths, job)
+    with pytest.raises(LastingError, match="max_requeues"):
+        requeue(handler.checkpoint_and_try_requeue, 0)
 
 
 def test_a_job_survives_pickling_and_its_checkpoint_is_itself() -> None:

@@ -41,6 +41,8 @@ def test_what_cannot_work_is_refused() -> None:
         fit(load_cluster("example"), Machine(cores=8))
     with pytest.raises(UsageError, match="partition has no effect"):
         fit(Cluster(name="x", kind="local", partition="gpu"), Machine(cores=8))
+    with pytest.raises(UsageError, match="max_crashes has no effect"):
+        fit(Cluster(name="x", kind="local", max_crashes=5), Machine(cores=8))
 
 
 def test_visible_devices_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:

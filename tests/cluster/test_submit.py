@@ -60,10 +60,27 @@ def test_the_script_runs_setup_then_variables_then_srun(stage: Stage) -> None:
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     srun = text[text.index("\nsrun ") :]
+    assert f"{sys.executable} -m bigdiff.cluster.again {Path(stage.runs).absolute()}/512px/logs/" in srun
+    assert "-%j --limit=3 --status=" in srun
     assert "--kill-on-bad-exit=1" in srun
     assert "--cpus-per-task=12" in srun  # not inherited from sbatch since Slurm 22.05
     assert f"{sys.executable} -u -m submitit.core._submit {Path(stage.runs).absolute()}/512px/logs/" in srun
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("status", [0, 1, 137])
+def test_the_scripts_status_is_that_of_its_last_word(stage: Stage, tmp_path: Path, status: int) -> None:
+    """With a cluster's own `set -eu -o pipefail`, an srun that fails, and another program than ours for a Python."""
+    text = submit.script(stage, replace(CARD, setup=("set -eu -o pipefail",)))
+    text = text.replace(sys.executable, str(tmp_path / "python"))
+    for name, body in {"srun": f"exit {status}", "python": f'echo "$@" >> {tmp_path}/said; exit 7'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o700)
+    lines = text.replace("export PATH=", f"export PATH={tmp_path}:")
+    done = subprocess.run(["bash"], input=lines, text=True, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (7 if status else 0, "")
+    said = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
+    assert re.fullmatch(rf"-m bigdiff\.cluster\.again /\S+-%j --limit=3 --status={status}\n" if status else "", said)
 
 
 def test_what_is_left_empty_is_left_to_the_cluster(stage: Stage) -> None:
@@ -91,6 +108,7 @@ def test_a_job_waits_for_the_one_before_and_goes_if_that_fails(stage: Stage) -> 
     [
         ({"nodes": 0}, "nodes=0 must be positive"),
         ({"gpus_per_node": 4}, "one process per GPU"),
+        ({"max_crashes": 0}, "max_crashes=0 must be positive"),
         ({"nodes": 3}, "does not divide over 24 processes"),
         ({"signal_seconds": 86400}, "signal_seconds=86400 is not before the end"),
         ({"environment": ("NCCL IB=1",)}, "not of the form KEY=VALUE"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bigdiff.config.errors import RunError, UsageError, door
+from bigdiff.config.errors import LastingError, RunError, UsageError, door
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +34,7 @@ def test_unusable_input_exits_2_with_one_sentence(capsys: pytest.CaptureFixture[
 def test_a_failure_while_running_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(RunError("the disk is full")) == 1
     assert capsys.readouterr().err == "failed: the disk is full\n"
+    assert ending(LastingError("the set is damaged")) == 1
 
 
 def test_a_defect_keeps_its_traceback() -> None:

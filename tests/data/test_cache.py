@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, UsageError
 from bigdiff.data.cache import Cache, Full, Place, Shelf
 from bigdiff.data.manifest import Shard
 
@@ -96,7 +96,7 @@ def test_no_room_says_how_much_is_needed(shelf: Shelf) -> None:
     for reader in readers:
         os.close(reader or 0)
     with pytest.raises(
-        RunError, match=r"00011 has 3,001 bytes and the cache .* is bounded to 3,000: raise data.cache_gb"
+        LastingError, match=r"00011 has 3,001 bytes and the cache .* is bounded to 3,000: raise data.cache_gb"
     ):
         shelf.begin(shard(11, 3 * SIZE + 1), True)
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, UsageError
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine, Tombstones
 from bigdiff.data.latents import Batch, LatentReader, LatentSet
@@ -213,7 +213,7 @@ def test_a_set_without_a_good_sample_ends_the_run(tmp_path: Path, latent_set: Ma
             Ahead(),
             Quarantine(warn=lambda line: None),
         )
-        with pytest.raises(RunError, match="damaged or taken down as a whole"):
+        with pytest.raises(LastingError, match="damaged or taken down as a whole"):
             next(stream)
 
 

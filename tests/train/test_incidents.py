@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bigdiff.checkpoint.state import TrainState, Window
-from bigdiff.config.errors import RunError
+from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Autoencoder
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.train import incidents, loop
@@ -135,7 +135,7 @@ def test_without_a_checkpoint_there_is_no_way_back(make_run: MakeRun) -> None:
     run = make_run()
     batches, done = stepped(run, {})
     with pytest.raises(
-        RunError, match=r"there is no checkpoint to go back to: set checkpoint\.every or optim\.lr lower"
+        LastingError, match=r"there is no checkpoint to go back to: set checkpoint\.every or optim\.lr lower"
     ):
         incidents.go_back(run, batches, done, SPIKE)
     assert [line["action"] for line in lines(run)] == ["end"]

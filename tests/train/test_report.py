@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bigdiff.checkpoint import layout
 from bigdiff.checkpoint.state import TrainState, Window
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.evaluate.grid import Pictures
 from bigdiff.train import report
@@ -96,7 +96,7 @@ def test_too_much_damage_ends_the_run(make_run: MakeRun) -> None:
     assert report.substituted(run) == (0, 0)
     for row in range(32):
         run.quarantine.report("00000.tar", row, None, "truncated")
-    with pytest.raises(RunError, match=r"data\.damage_budget=0\.01"):
+    with pytest.raises(LastingError, match=r"data\.damage_budget=0\.01"):
         report.substituted(run)
     run.began = 32  # samples of an earlier start, whose damage is not counted here, do not count either
     run.state = TrainState(step=8, samples_seen=64)
