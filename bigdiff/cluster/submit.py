@@ -16,12 +16,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 
 from bigdiff.checkpoint import predecessor
 from bigdiff.checkpoint.layout import latest, run_folder, step_of
+from bigdiff.cluster import status
 from bigdiff.cluster.job import TrainJob
 from bigdiff.cluster.machine import Machine
 from bigdiff.cluster.rendezvous import free_port
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Cluster, Stage
+from bigdiff.config.schema import Cluster, Stage, on_images, sources
+from bigdiff.data import manifest
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -51,6 +53,17 @@ def startable(stage: Stage) -> None:
         predecessor.chosen(stage)
 
 
+def has_data(stage: Stage) -> None:
+    """Refuse a stage whose shard sets are not there, where they lie in folders: a queue may take days to say so.
+
+    Raises:
+        UsageError: as bigdiff.data.manifest.read.
+    """
+    for one in sources(stage.data):
+        if "://" not in one.location:
+            manifest.read(Path(one.location), "images" if on_images(stage.data) else "latents")
+
+
 def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any]:
     """submitit.SlurmExecutor's parameters: what becomes the `#SBATCH` lines and the srun command.
 
@@ -60,6 +73,8 @@ def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any
     Raises:
         UsageError: for a cluster that cannot work.
     """
+    if cluster.kind != "slurm":
+        raise UsageError(f"cluster {cluster.name} is {cluster.kind}: use launch/local.py for this machine")
     check(stage, cluster)
     always = common(cluster)
     return {
@@ -171,14 +186,23 @@ def slurm(stage: Stage, cluster: Cluster, after: str = "") -> str:
         RunError: when sbatch refuses the script, with its own words.
     """
     executor = _slurm_executor(stage, cluster, after)
-    if shutil.which("sbatch") is None:
-        raise UsageError(
-            "sbatch not found: run this on a login node of the cluster, or add --dry-run to see the script"
-        )
+    has_sbatch()
     try:
         return str(executor.submit(TrainJob(stage=stage)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise RunError(f"sbatch refused stage {stage.name}: {error}") from error
+
+
+def has_sbatch() -> None:
+    """Refuse to submit without SLURM.
+
+    Raises:
+        UsageError: when this machine has no sbatch.
+    """
+    if shutil.which("sbatch") is None:
+        raise UsageError(
+            "sbatch not found: run this on a login node of the cluster, or add --dry-run to see the script"
+        )
 
 
 def scripts(stages: Sequence[Stage], cluster: Cluster) -> Iterator[tuple[Stage, str]]:
@@ -195,18 +219,31 @@ def scripts(stages: Sequence[Stage], cluster: Cluster) -> Iterator[tuple[Stage, 
 def chain(stages: Sequence[Stage], cluster: Cluster) -> Iterator[str]:
     """Submit the unfinished `stages`, each after the success of the one it starts from; a line for each.
 
+    A stage whose job still waits or runs is left alone, and the next one waits for that job.
+
     Raises:
-        UsageError: before anything is submitted, when a stage starts from a run outside of `stages` that is not there.
+        UsageError: before anything is submitted, when a stage's data, or a run outside of `stages` that it starts from,
+            is not there.
         UsageError, RunError: as `slurm`; what was submitted before stays submitted.
     """
     jobs: dict[str, str] = {}
     for stage in stages:
+        parameters(stage, cluster)
         if stage.init_from not in {one.name for one in stages}:
             startable(stage)
+    has_sbatch()
+    for stage in stages:
+        if reached(stage) < stage.steps:
+            has_data(stage)
     for stage in stages:
         folder, step = run_folder(stage.runs, stage.name), reached(stage)
         if step >= stage.steps:
             yield f"{stage.name} is finished: {folder} holds step {step} of {stage.steps}"
+            continue
+        job, state = status.waiting(folder)
+        if job:
+            jobs[stage.name] = job
+            yield f"{stage.name} is job {job} already, {state}, at step {step}: `scancel {job}` first to submit it anew"
             continue
         after = jobs.get(stage.init_from, "")
         jobs[stage.name] = slurm(stage, cluster, after)
@@ -265,11 +302,10 @@ def start(job: Callable[[], Any], run: Path, cluster: Cluster, machine: Machine)
 
 
 def _slurm_executor(stage: Stage, cluster: Cluster, after: str) -> _SlurmExecutor:
-    if cluster.kind != "slurm":
-        raise UsageError(f"cluster {cluster.name} is {cluster.kind}: use launch/local.py for this machine")
+    chosen = parameters(stage, cluster, after)
     folder = _logs(run_folder(stage.runs, stage.name))
     executor = _SlurmExecutor(folder, max_num_timeout=cluster.max_requeues)
-    executor.update_parameters(**parameters(stage, cluster, after), teardown=crashed(folder, cluster.max_crashes))
+    executor.update_parameters(**chosen, teardown=crashed(folder, cluster.max_crashes))
     return executor
 
 

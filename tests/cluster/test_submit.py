@@ -153,7 +153,7 @@ def test_sbatchs_own_words_reach_the_user(stage: Stage, monkeypatch: pytest.Monk
 
 
 def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
 ) -> None:
     put_sbatch(
         tmp_path,
@@ -162,7 +162,7 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     )
     runs = tmp_path / "runs"
     names = ("256px", "512px", "512px-aesthetics")
-    stages = [load_stage(name, [f"runs={runs}"]) for name in names]
+    stages = [load_stage(name, [f"runs={runs}", f"data.latents={toy}/latents"]) for name in names]
     done = runs / "256px" / "checkpoints" / "step-00237000"
     done.mkdir(parents=True)
     (done / "index.json").write_text("{}")
@@ -176,11 +176,22 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     assert shown == ["singleton", "'afterok:<id of 256px>,singleton'", "'afterok:<id of 512px>,singleton'"]
 
 
+def test_a_chain_whose_data_is_not_there_submits_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "job 1"')
+    near, far = f"data.latents={tmp_path}/none", "data.latents=s3://bucket/set"
+    with pytest.raises(UsageError, match=r"none has no manifest\.json: it is not a finished shard set"):
+        list(submit.chain([load_stage("256px", [f"runs={tmp_path}", near])], CARD))
+    assert not (tmp_path / "got").exists()
+    remote = load_stage("256px", [f"runs={tmp_path}", far, "data.cache=/scratch", "data.cache_gb=1"])
+    assert "submitted as job 1" in next(submit.chain([remote], CARD))
+
+
 def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
 ) -> None:
     put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "job 1"')
-    stages = [load_stage(name, [f"runs={tmp_path / 'runs'}"]) for name in ("512px", "512px-aesthetics")]
+    given = [f"runs={tmp_path / 'runs'}", f"data.latents={toy}/latents"]
+    stages = [load_stage(name, given) for name in ("512px", "512px-aesthetics")]
     with pytest.raises(UsageError, match=r"init_from=256px: .* has no checkpoint; train that stage first"):
         list(submit.chain(stages, CARD))
     assert not (tmp_path / "got").exists()

@@ -1,5 +1,6 @@
 """The commands as a user types them, on a machine without Slurm."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -111,6 +112,20 @@ def test_a_plan_shows_the_graph_and_its_fidelity_in_a_pipe_without_a_line_too_lo
     changed = here(capsys, monkeypatch, "launch/plan.py", "--recipe", "sd-v1.5", "--fidelity", "text_dropout=0.2")
     assert "DIFFERS  512px-cfg: captions dropped (text_dropout) is 0.2, published 0.1 (card, certain)" in changed
     assert "4 differ" in changed
+
+
+def test_the_status_of_a_recipe_has_a_line_for_each_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "quickstart-32px" / "logs"
+    logs.mkdir(parents=True)
+    (logs.parent / "metrics.jsonl").write_text('{"step": 350, "speed/images_per_second": 249.5}\n')
+    crash = {"time": 1.0, "job": "x", "nodes": "n1", "status": 137, "step": 0, "kind": "passing", "why": "[killed]"}
+    (logs / "crashes.json").write_text(f"[{json.dumps(crash)}]")
+    shown = here(capsys, monkeypatch, "launch/status.py", "--recipe", "quickstart", f"runs={tmp_path}").splitlines()
+    assert shown[1].split() == ["quickstart-32px", "failed", "350", "of", "700", "249.5"]
+    assert shown[2].split() == ["quickstart-64px", "not", "started", "0", "of", "1,300"]
+    assert shown[3] == "quickstart-32px crashed last: [killed]"
 
 
 def test_a_local_dry_run_names_its_processes(

@@ -1,0 +1,174 @@
+"""How each stage of a chain stands: its job, where it is, how fast, what is left, and what ended it before.
+
+Read from the run's folder, and from SLURM where that is here: a job's state is asked of `squeue`, never guessed.
+"""
+
+import fcntl
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bigdiff.checkpoint import layout
+from bigdiff.cluster.again import Crash, crashes
+from bigdiff.cluster.rendezvous import scontrol
+from bigdiff.config.errors import RunError
+from bigdiff.config.schema import Stage
+
+_JOB: Final = re.compile(r"\d{8}-\d{6}-(\d+)")  # a job's folder among the logs: when it was submitted, and its id
+_TAIL: Final = 1 << 16  # bytes of metrics.jsonl that hold its last line
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queued:
+    """A job that SLURM knows."""
+
+    state: str  # "RUNNING", "PENDING", ...
+    reason: str  # why it waits
+    nodes: str  # in SLURM's notation
+    restarts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What lies in a run's folder."""
+
+    job: str  # of the newest submission, a process id on one machine; "" before the first
+    on_slurm: bool  # where that was submitted
+    held: bool  # whether a process of this machine trains it
+    checkpoint: int  # step of the newest, 0 before the first
+    reading: Mapping[str, float]  # the last line of metrics.jsonl, {} before the first
+    crashes: tuple[Crash, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A line of the table."""
+
+    stage: str
+    state: str  # "finished", "running", "pending (Priority)", "stopped", "failed", "not started"
+    job: str
+    step: int
+    steps: int
+    images_per_second: float | None  # None before the first reading
+    seconds_left: float | None  # while it runs
+    checkpoint: int
+    restarts: int
+    why: str  # of the newest crash
+
+
+def stand(stage: Stage, found: Found, queued: Queued | None) -> Standing:
+    """The stage's line, from what its folder holds and what SLURM says of its job."""
+    step = max(int(found.reading.get("step", 0)), found.checkpoint)
+    rate = found.reading.get("speed/images_per_second")
+    state = _state(stage, found, queued)
+    left = (stage.steps - step) * stage.batch.total / rate if rate and state == "running" else None
+    own = [one for one in found.crashes if one.job.endswith(f"-{found.job}")]
+    return Standing(
+        stage=stage.name,
+        state=state,
+        job=found.job,
+        step=step,
+        steps=stage.steps,
+        images_per_second=rate,
+        seconds_left=left,
+        checkpoint=found.checkpoint,
+        restarts=queued.restarts if queued else sum(one.kind == "passing" for one in own),
+        why=found.crashes[-1].why if found.crashes else "",
+    )
+
+
+def _state(stage: Stage, found: Found, queued: Queued | None) -> str:
+    if found.checkpoint >= stage.steps:
+        return "finished"
+    if queued is not None:
+        waits = f" ({queued.reason})" if queued.state == "PENDING" and queued.reason not in ("", "None") else ""
+        return queued.state.lower() + waits
+    if found.held:
+        return "running"
+    if found.crashes and found.crashes[-1].step >= found.checkpoint:
+        return "failed"
+    return "stopped" if found.checkpoint or found.reading else "not started"
+
+
+def find(run: Path) -> Found:
+    """What lies in the folder of a run.
+
+    Raises:
+        RunError: when its record of crashes cannot be read.
+    """
+    newest, job = layout.latest(run), _newest_job(run / "logs")
+    return Found(
+        job=job.rpartition("-")[2],
+        on_slurm=any((run / "logs" / job).glob("*_submission.sh")) if job else False,
+        held=_is_held(run / "running.lock"),
+        checkpoint=layout.step_of(newest) if newest else 0,
+        reading=last_reading(run / layout.METRICS),
+        crashes=tuple(crashes(run / "logs")),
+    )
+
+
+def queue(jobs: Sequence[str]) -> dict[str, Queued]:
+    """Those of `jobs` that SLURM still has in its queue; none without SLURM.
+
+    Raises:
+        RunError: when it does not answer.
+    """
+    if not jobs or shutil.which("squeue") is None:
+        return {}
+    asked = ["squeue", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(jobs)}"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    if told.returncode and "Invalid job id" not in told.stderr:  # what ended minutes ago is forgotten
+        raise RunError(f"squeue does not answer: {told.stderr.strip()}")
+    found = {}
+    for line in told.stdout.splitlines():
+        job, state, reason, nodes = line.split("|", 3)
+        again = re.search(r"\bRestarts=(\d+)", scontrol("show", "job", "-o", job))
+        found[job] = Queued(state=state, reason=reason, nodes=nodes, restarts=int(again.group(1)) if again else 0)
+    return found
+
+
+def waiting(run: Path) -> tuple[str, str]:
+    """The job of a run that SLURM has yet to start, or to end, and its state; ("", "") where there is none.
+
+    Raises:
+        RunError: as `queue`.
+    """
+    found = find(run)
+    queued = queue([found.job] if found.on_slurm else []).get(found.job)
+    if queued is None or queued.state == "COMPLETING":
+        return "", ""
+    return found.job, queued.state.lower()
+
+
+def last_reading(metrics: Path) -> dict[str, float]:
+    """The last whole line of a run's metrics; {} where there is none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(metrics.stat().st_size - _TAIL, 0))
+            lines = file.read().split(b"\n")[:-1]  # a line that is being written has no end yet
+    except FileNotFoundError:
+        return {}
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return found
+
+
+def _newest_job(logs: Path) -> str:
+    """The folder of the job that was submitted last."""
+    return max((folder.name for folder in logs.glob("*") if _JOB.fullmatch(folder.name)), default="")
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process of this machine holds a run (bigdiff.cluster.job.alone)."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
