@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 
 from bigdiff.cluster import submit
+from bigdiff.cluster.watch import until_done
 from bigdiff.config.errors import door
 from bigdiff.config.load import CARD, dump, load_cluster, load_stage
 from bigdiff.config.recipe import load_recipe
@@ -21,6 +22,9 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, help="instead of the cluster file's number")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the config, the plan and the script; submit nothing"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="print states and logs until all is done; Ctrl-C leaves it"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the stage(s), such as seed=1")
     arguments = parser.parse_intermixed_args()
@@ -44,6 +48,8 @@ def main() -> None:
         return
     for line in submit.chain(stages, cluster):
         print(line)
+    if arguments.follow:
+        until_done(stages, print)
 
 
 if __name__ == "__main__":

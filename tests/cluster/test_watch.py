@@ -1,0 +1,83 @@
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bigdiff.cluster import submit
+from bigdiff.cluster.watch import until_done
+from bigdiff.config.errors import RunError
+from bigdiff.config.load import load_stage
+from bigdiff.config.schema import Cluster
+
+CLUSTER = Cluster(
+    name="test",
+    nodes=1,
+    processes_per_node=1,
+    gpus_per_node=0,
+    cpus_per_process=1,
+    environment=("GLOO_SOCKET_IFNAME=lo", "HF_HUB_OFFLINE=1"),
+)
+
+
+def test_a_finished_stage_is_not_waited_for(tmp_path: Path, toy: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=done"])
+    folder = tmp_path / "done" / "checkpoints" / "step-00000020"
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text("{}")
+    said: list[str] = []
+    until_done([stage], said.append)
+    assert said == ["done is finished"]
+
+
+def test_states_and_lines_are_shown_until_the_end(slurm: Any, toy: Path, tmp_path: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=followed", "steps=8", "log.every=1"])
+    (line,) = submit.chain([stage], CLUSTER)
+    said: list[str] = []
+    until_done([stage], said.append, pause=0.2)
+    job = line.split()[4]
+    states = [one for one in said if one.startswith("followed")]
+    assert f"followed: job {job} is running on n1" in states
+    assert states[-1] == "followed is finished" or states[-1].startswith(f"followed: job {job} is finished")
+    assert any(" 8/8  loss " in one for one in said), said
+
+
+def test_a_job_that_is_cancelled_ends_the_watch(slurm: Any, toy: Path, tmp_path: Path) -> None:
+    stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=cancelled"])
+    slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    said: list[str] = []
+    watching = _beside(lambda: until_done([stage], said.append, pause=0.1, grace=0.5))
+    try:
+        (line,) = submit.chain([replace(stage)], CLUSTER)
+        job = line.split()[4]
+        failed = watching(lambda: any("pending" in one for one in said), lambda: slurm.run("scancel", job))
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=main", "State=UP")
+    assert f"cancelled: job {job} is pending (PartitionDown)" in said
+    assert isinstance(failed, RunError) and "cancelled ended at step 0 of 20 (logs in" in str(failed)
+
+
+def _beside(work: Callable[[], None]) -> Callable[[Callable[[], bool], Callable[[], object]], BaseException | None]:
+    """Start `work` in a thread when called with a condition to wait for and what to do then; what it raised."""
+
+    def run(condition: Callable[[], bool], then: Callable[[], object]) -> BaseException | None:
+        raised: list[BaseException] = []
+
+        def caught() -> None:
+            try:
+                work()
+            except RunError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=caught)
+        thread.start()
+        for _ in range(600):
+            if condition():
+                break
+            threading.Event().wait(0.05)
+        then()
+        thread.join(60)
+        assert not thread.is_alive()
+        return raised[0] if raised else None
+
+    return run
