@@ -1,12 +1,10 @@
-"""A line for each part that is finished: what was fetched of it, and what became of its pictures.
+"""A line for each part that is finished: what was fetched of it.
 
 A part is a million rows, hours of work: who watches wants to see that a server turned bad before the report says so.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +12,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from bigdiff.prep.fetch import is_retryable
-from bigdiff.prep.layout import PASSES, ROWS, STATISTICS, Layout
-from bigdiff.prep.verify import Unit
+from bigdiff.prep.layout import PASSES, ROWS, STATISTICS
 
 _SHOWN: Final = 3  # causes of a line
 _SUCCESS: Final = "success"
@@ -35,26 +32,15 @@ def fetched(part: Path) -> str:
     both = [*first, *second]
     seconds = max(one["end_time"] for one in both) - min(one["start_time"] for one in both) if both else 0.0
     taken = f" in {tqdm.format_interval(seconds)}"
-    return f"part {part.name}: {pictures:,} of {rows:,} pictures fetched{taken}{_causes('lost', statuses)}"
-
-
-def verified(layout: Layout, units: Sequence[Unit], done: Iterable[str]) -> Iterator[str]:
-    """What became of each part's pictures, as soon as the last of its `units` is `done`."""
-    for part, finished in groupby(zip(units, done, strict=True), lambda pair: pair[0].part):
-        samples, refused = 0, Counter[str]()
-        for _, name in finished:
-            samples += pq.read_metadata(layout.samples / f"{name}.parquet").num_rows
-            rejected = pq.read_table(layout.rejected / f"{name}.parquet", columns=["step", "cause"])
-            refused.update(row["cause"] for row in rejected.to_pylist() if row["step"] == "verify")
-        pictures = samples + refused.total()
-        yield f"part {part:05d}: {samples:,} of {pictures:,} pictures are sound{_causes('refused', refused)}"
+    return f"part {part.name}: {pictures:,} of {rows:,} pictures fetched{taken}{causes('lost', statuses)}"
 
 
 def _statistics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f"*{STATISTICS}"))]
 
 
-def _causes(verb: str, counts: Counter[str]) -> str:
+def causes(verb: str, counts: Counter[str]) -> str:
+    """The end of a line: the most frequent of the causes that were counted; "" where there are none."""
     if not counts:
         return ""
     found = sorted(counts.items(), key=lambda one: (-one[1], one[0]))

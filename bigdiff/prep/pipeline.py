@@ -18,7 +18,7 @@ from bigdiff.data import manifest
 from bigdiff.data.damage import read_tombstones
 from bigdiff.data.images import CENTRE
 from bigdiff.data.manifest import Manifest
-from bigdiff.prep import failures, parts, report, spark, verify
+from bigdiff.prep import failures, report, spark, verify
 from bigdiff.prep.assemble import assemble, evaluation
 from bigdiff.prep.buckets import WHOLE, fit, name, shapes
 from bigdiff.prep.claim import Outcome, carry_out
@@ -72,7 +72,7 @@ def build(prep: Prep, source: Path, output: Path, workers: Spread, say: Callable
         )
         say(failures.second_tries(layout) or "nothing had to be tried again")
         units = verify.units(layout, prep)
-        for line in parts.verified(layout, units, workers.each(verify.verify, units, "verifying")):
+        for line in verify.by_part(layout, units, workers.each(verify.verify, units, "verifying")):
             say(line)
         packed = assemble(layout, workers, choice, prep.score, prep.pack.format)
         outcome = {"rows": selection.rows, "kept": selection.kept}

@@ -6,9 +6,10 @@ parquet that is written last, so that a unit is done when that exists.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from bigdiff.prep.buckets import Fit
 from bigdiff.prep.captions import clean
 from bigdiff.prep.fetch import is_retryable
 from bigdiff.prep.layout import PASSES, ROWS, Layout
+from bigdiff.prep.parts import causes
 from bigdiff.prep.picture import Rejected, encode, fitted, store
 from bigdiff.runtime.files import replacing
 
@@ -116,6 +118,18 @@ def verify(unit: Unit) -> str:
     _write(layout.rejected / f"{unit.name}.parquet", refused, REJECTED_SCHEMA)
     _write(final, samples, sample_schema(rows.column_names))
     return unit.name
+
+
+def by_part(layout: Layout, units: Sequence[Unit], done: Iterable[str]) -> Iterator[str]:
+    """What became of each part's pictures, as soon as the last of its `units` is `done`."""
+    for part, finished in groupby(zip(units, done, strict=True), lambda pair: pair[0].part):
+        samples, refused = 0, Counter[str]()
+        for _, name in finished:
+            samples += pq.read_metadata(layout.samples / f"{name}.parquet").num_rows
+            rejected = pq.read_table(layout.rejected / f"{name}.parquet", columns=["step", "cause"])
+            refused.update(row["cause"] for row in rejected.to_pylist() if row["step"] == "verify")
+        pictures = samples + refused.total()
+        yield f"part {part:05d}: {samples:,} of {pictures:,} pictures are sound{causes('refused', refused)}"
 
 
 def sample_schema(columns: list[str]) -> pa.Schema:

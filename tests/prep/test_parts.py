@@ -1,13 +1,10 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdiff.config.prep import Download, Pack, Prep
-from bigdiff.prep import parts, verify
+from bigdiff.prep import parts
 
 
 def write_pass(folder: Path, rows: int, files: list[dict[str, int]], start: float) -> None:
@@ -35,20 +32,3 @@ def test_only_the_most_frequent_causes_are_told(tmp_path: Path) -> None:
     assert parts.fetched(tmp_path / "00000").endswith("lost: HTTP 400 9, HTTP 401 8, HTTP 402 7 and 2 other causes")
     write_pass(tmp_path / "00001" / "first", 5, [{"success": 5}], 0.0)
     assert parts.fetched(tmp_path / "00001") == "part 00001: 5 of 5 pictures fetched in 00:10"
-
-
-def test_a_part_is_told_as_soon_as_its_last_unit_is_verified(downloaded: Any, picture: Any) -> None:
-    rows = [b"no picture" if number % 4 == 1 else "HTTP 404" if number == 0 else picture(number) for number in range(9)]
-    layout = downloaded(rows, size=3)
-    prep = Prep(pack=Pack(resolution=16), download=Download(rows_per_file=3))
-    units = verify.units(layout, prep)
-    done: list[str] = []
-
-    def each() -> Iterator[str]:
-        for unit in units:
-            done.append(verify.verify(unit))
-            yield done[-1]
-
-    (line,) = parts.verified(layout, units, each())
-    assert line == "part 00000: 6 of 8 pictures are sound; refused: not a picture 2"
-    assert len(done) == 3

@@ -1,6 +1,6 @@
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
@@ -9,7 +9,7 @@ from PIL import Image
 
 from bigdiff.config.prep import Download, Pack, Prep
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.verify import LOST, SHOWN, thumbnail, units, verify
+from bigdiff.prep.verify import LOST, SHOWN, by_part, thumbnail, units, verify
 
 PREP = Prep(download=Download(rows_per_file=3), pack=Pack(resolution=16, min_side=10, caption_cut=12))
 
@@ -102,3 +102,20 @@ def test_a_picture_that_is_one_line_is_a_cause_and_not_the_end(
     assert refused["picture"] is None
     sizes = [(160, 160), (160, 160)] if crop == "center" else [(16_000, 160), (240, 160)]
     assert [(row["width"], row["height"]) for row in table(layout, "samples")] == sizes
+
+
+def test_a_part_is_told_as_soon_as_its_last_unit_is_verified(downloaded: Any, picture: Any) -> None:
+    rows = [b"no picture" if number % 4 == 1 else "HTTP 404" if number == 0 else picture(number) for number in range(9)]
+    layout = downloaded(rows, size=3)
+    prep = Prep(pack=Pack(resolution=16), download=Download(rows_per_file=3))
+    found = units(layout, prep)
+    done: list[str] = []
+
+    def each() -> Iterator[str]:
+        for unit in found:
+            done.append(verify(unit))
+            yield done[-1]
+
+    (line,) = by_part(layout, found, each())
+    assert line == "part 00000: 6 of 8 pictures are sound; refused: not a picture 2"
+    assert len(done) == 3
