@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from tqdm import tqdm
 
 from bigdiff.cluster.follow import reported
+from bigdiff.cluster.rendezvous import squeue
 from bigdiff.cluster.submit import common
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster
@@ -206,11 +207,7 @@ def parameters(cluster: Cluster, title: str, processes: int, device: bool) -> di
 
 def _running(arrays: set[str]) -> set[str]:
     """The elements of `arrays` that wait or run, as `ARRAY_NUMBER` (or `ARRAY` alone for a job that is no array)."""
-    asked = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(sorted(arrays))}"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    if told.returncode and "Invalid job id" not in told.stderr:  # what ended minutes ago is forgotten
-        raise RunError(f"squeue does not answer: {told.stderr.strip()}; the same command again continues")
-    return set(told.stdout.split())
+    return {line.strip() for line in squeue("--array", "--format=%i", f"--jobs={','.join(sorted(arrays))}")}
 
 
 def _cancel(jobs: set[str]) -> None:

@@ -122,8 +122,29 @@ def state(job: str) -> str:
     Raises:
         RunError: when SLURM's `scontrol` does not answer.
     """
-    found = re.search(r"\bJobState=(\S+)", scontrol("show", "job", "-o", job))
-    return found.group(1) if found else "UNKNOWN"
+    return shown(job, "JobState") or "UNKNOWN"
+
+
+def shown(job: str, field: str) -> str:
+    """What SLURM shows of a job in one of its fields; "" where it has none.
+
+    Raises:
+        RunError: as `state`.
+    """
+    found = re.search(rf"\b{field}=(\S+)", scontrol("show", "job", "-o", job))
+    return found.group(1) if found else ""
+
+
+def squeue(*options: str) -> list[str]:
+    """The lines that SLURM's `squeue` prints; none of the jobs that it has forgotten, as it does after minutes.
+
+    Raises:
+        RunError: when it does not answer.
+    """
+    told = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True, timeout=60, check=False)
+    if told.returncode and "Invalid job id" not in told.stderr:
+        raise RunError(f"squeue does not answer: {told.stderr.strip()}; the same command again continues")
+    return told.stdout.splitlines()
 
 
 def scontrol(*arguments: str, silent: bool = False) -> str:

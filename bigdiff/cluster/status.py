@@ -7,7 +7,6 @@ import fcntl
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any, Final
 
 from bigdiff.checkpoint import layout
 from bigdiff.cluster.again import Crash, crashes
-from bigdiff.cluster.rendezvous import scontrol
-from bigdiff.config.errors import RunError
+from bigdiff.cluster.rendezvous import shown, squeue
 from bigdiff.config.schema import Stage
 
 _JOB: Final = re.compile(r"\d{8}-\d{6}-(\d+)")  # a job's folder among the logs: when it was submitted, and its id
@@ -120,15 +118,10 @@ def queue(jobs: Sequence[str]) -> dict[str, Queued]:
     """
     if not jobs or shutil.which("squeue") is None:
         return {}
-    asked = ["squeue", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(jobs)}"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    if told.returncode and "Invalid job id" not in told.stderr:  # what ended minutes ago is forgotten
-        raise RunError(f"squeue does not answer: {told.stderr.strip()}")
     found = {}
-    for line in told.stdout.splitlines():
+    for line in squeue("--format=%i|%T|%r|%N", f"--jobs={','.join(jobs)}"):
         job, state, reason, nodes = line.split("|", 3)
-        again = re.search(r"\bRestarts=(\d+)", scontrol("show", "job", "-o", job))
-        found[job] = Queued(state=state, reason=reason, nodes=nodes, restarts=int(again.group(1)) if again else 0)
+        found[job] = Queued(state=state, reason=reason, nodes=nodes, restarts=int(shown(job, "Restarts") or 0))
     return found
 
 

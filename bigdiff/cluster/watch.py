@@ -12,6 +12,7 @@ from typing import Final
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster import status
 from bigdiff.cluster.follow import Tail
+from bigdiff.cluster.status import Found, Queued
 from bigdiff.config.errors import RunError
 from bigdiff.config.schema import Stage
 
@@ -39,17 +40,18 @@ def until_done(
     """
     left = [_Followed(stage=stage) for stage in stages]
     while left:
+        found = {one.stage.name: status.find(run_folder(one.stage.runs, one.stage.name)) for one in left}
+        queued = status.queue([each.job for each in found.values() if each.on_slurm])  # asked once for all
         for one in list(left):
-            if _looked_at(one, say, grace):
+            here = found[one.stage.name]
+            if _looked_at(one, here, queued.get(here.job), say, grace):
                 left.remove(one)
         time.sleep(pause if left else 0.0)
 
 
-def _looked_at(one: _Followed, say: Callable[[str], None], grace: float) -> bool:
+def _looked_at(one: _Followed, found: Found, queued: Queued | None, say: Callable[[str], None], grace: float) -> bool:
     """Say what is new of a stage; whether it is finished."""
     run = run_folder(one.stage.runs, one.stage.name)
-    found = status.find(run)
-    queued = status.queue([found.job] if found.on_slurm else []).get(found.job)
     row = status.stand(one.stage, found, queued)
     for line in _new_lines(one, run, found.job):
         say(line)

@@ -6,7 +6,7 @@ For training without precomputed latents and for validation: the order, substitu
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -46,6 +46,15 @@ def size(bucket: str, where: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def sizes(buckets: Iterable[str], where: str) -> tuple[tuple[int, int], ...]:
+    """Each width and height among the buckets of a set's shards, in the order of their names; "" is one without.
+
+    Raises:
+        UsageError: as `size`.
+    """
+    return tuple(size(bucket, where) for bucket in sorted({*buckets}) if bucket)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Framing:
     """How pictures become batches. Crop and flip are drawn from (seed, position in the run), nothing else."""
@@ -60,8 +69,7 @@ class Framing:
         if not bucket:
             assert self.resolution is not None, "checked by the reader"
             return self.resolution, self.resolution
-        width, _, height = bucket.partition("x")
-        return int(width), int(height)
+        return size(bucket, "the set")
 
     def frames(self, bucket: str, position: int, count: int) -> list[Frame]:
         """Of the pictures at run positions `position`, ..."""
@@ -179,8 +187,7 @@ class ImageReader(Sources[ImageSet]):
                 f"resolution={framing.resolution}, but the shards of {', '.join(one.location for one in sets)} have "
                 f"{'no bucket: give a resolution' if '' in self.buckets else 'buckets: leave the resolution out'}"
             )
-        for bucket in self.buckets - {""}:
-            size(bucket, ", ".join(one.location for one in sets))
+        sizes(self.buckets, ", ".join(one.location for one in sets))
         if not 0 <= framing.flip <= 1:
             raise UsageError(f"flip={framing.flip} is no probability: it must be from 0 to 1")
 

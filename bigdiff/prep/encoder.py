@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data import pixels
 from bigdiff.data.contract import LatentContract
-from bigdiff.data.images import Framing, size
+from bigdiff.data.images import Framing, size, sizes
 from bigdiff.data.member import Form, Layout, layout
 from bigdiff.data.pixels import Frame
 from bigdiff.models.components import (
@@ -183,7 +183,7 @@ def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
         crops=encoder.crops,
         text_states=0 if text is None else int(text.config.hidden_size),
         text_encoder_sha256="" if text is None else weights_sha256(text),
-        buckets=tuple(size(bucket, "the set") for bucket in sorted({*buckets}) if bucket),
+        buckets=sizes(buckets, "the set"),
     )
 
 

@@ -14,7 +14,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images
 from bigdiff.data import manifest
 from bigdiff.data.contract import CROPS, LatentContract
-from bigdiff.data.images import ImageSet, size
+from bigdiff.data.images import ImageSet, sizes
 from bigdiff.data.latents import LatentSet
 from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
@@ -122,7 +122,7 @@ def needed_contract(
         resolution=stage.resolution,
         tokenizer_sha256=components.tokenizer_sha256(tokenizer) if tokenizer else "",
         empty_tokens=tuple(empty),
-        buckets=tuple(size(bucket, "the set") for bucket in sorted({*buckets}) if bucket),
+        buckets=sizes(buckets, "the set"),
     ).lines()
     of_text = () if tokenizer else ("tokenizer_sha256", "empty_tokens", "text_length")
     return {key: value for key, value in lines.items() if key not in of_text}

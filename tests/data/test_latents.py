@@ -12,7 +12,7 @@ from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Consumed
 from bigdiff.data.latents import Batch, LatentReader, LatentSet, layouts
-from bigdiff.data.member import pack
+from bigdiff.data.member import Layout, pack
 
 SIZES = (5, 3, 7)
 Make = Callable[..., Path]
@@ -89,6 +89,18 @@ def test_an_unfinished_set_is_refused(latents: Path) -> None:
         LatentSet(str(latents))
 
 
+def of_members(members: list[bytes], found: Layout) -> Batch:
+    """The batch that holds these members."""
+    return Batch(
+        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(len(members), -1),
+        layout=found,
+        bucket="",
+        positions=torch.arange(len(members)),
+        consumed=Consumed(position=0, samples=len(members), digest=0, substituted=()),
+        wait_seconds=0.0,
+    )
+
+
 def test_mirrored_copies_and_means_are_seen_by_the_contract() -> None:
     contract = {"shape": [4, 3, 2], "text_length": 5, "text_states": 6, "stored": "mean", "mirror": "stored"}
     (found,) = layouts(contract, "x").values()
@@ -96,14 +108,7 @@ def test_mirrored_copies_and_means_are_seen_by_the_contract() -> None:
     stored, mirrored = (random.normal(size=(2, 4, 3, 2)).astype(np.float16) for _ in range(2))
     states, tokens = random.normal(size=(5, 6)).astype(np.float16), np.arange(5, dtype=np.uint16)
     members = [pack(stored[row], tokens, states, mirrored[row], mean=True) for row in range(2)]
-    batch = Batch(
-        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(2, -1),
-        layout=found,
-        bucket="",
-        positions=torch.arange(2),
-        consumed=Consumed(position=0, samples=2, digest=0, substituted=()),
-        wait_seconds=0.0,
-    )
+    batch = of_members(members, found)
     assert found.mean and np.array_equal(batch.moments.numpy(), stored)
     assert np.array_equal(batch.mirrored.numpy(), mirrored)
     assert np.array_equal(batch.states[1].numpy(), states)
@@ -118,14 +123,7 @@ def test_other_crops_are_seen_by_the_contract() -> None:
     crops, turned = (random.normal(size=(2, 4, 4, 3, 2)).astype(np.float16) for _ in range(2))
     tokens = np.arange(5, dtype=np.uint16)
     members = [pack(stored[row], tokens, None, mirrored[row], False, (crops[row], turned[row])) for row in range(2)]
-    batch = Batch(
-        raw=torch.frombuffer(bytearray(b"".join(members)), dtype=torch.uint8).view(2, -1),
-        layout=found,
-        bucket="",
-        positions=torch.arange(2),
-        consumed=Consumed(position=0, samples=2, digest=0, substituted=()),
-        wait_seconds=0.0,
-    )
+    batch = of_members(members, found)
     assert np.array_equal(batch.moments.numpy(), stored) and np.array_equal(batch.mirrored.numpy(), mirrored)
     assert np.array_equal(batch.crops.numpy(), crops) and np.array_equal(batch.mirrored_crops.numpy(), turned)
     assert found.stored == "moments (4, 3, 2) and 5 tokens of 5 crops and mirrored ones"

@@ -19,6 +19,24 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN_ALL = """
+import json, sys
+from pathlib import Path
+from bigdiff.config.errors import UsageError
+from bigdiff.config.load import load_stage
+from bigdiff.runtime.stop import Stop
+from bigdiff.runtime.watchdog import Watchdog
+from bigdiff.runtime.world import enter
+from bigdiff.train import loop, setup
+world = enter(60)
+for options in json.loads(sys.argv[1]):
+    try:
+        stage = load_stage(options[0], options[1:])
+        with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
+            loop.train(run)
+    except UsageError as error:
+        print("refused", stage.name, error)
+"""
 FORKER = """
 import gc, json, os, sys, traceback
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
@@ -171,3 +189,18 @@ def start(forker: Forker, free_port: Callable[[], int], toy: Path, tmp_path: Pat
         for pid in ranks.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def train_all(run_ranks: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Train stages one after another and give the lines of those that were refused.
+
+    Each job is a stage's file and its settings. All run in one process (of each rank): DeepSpeed takes far longer to
+    come than the steps.
+    """
+
+    def run(jobs: list[list[str]], size: int = 1) -> list[str]:
+        output, *_ = run_ranks(TRAIN_ALL, size, json.dumps(jobs))
+        return [line for line in output.splitlines() if line.startswith("refused")]
+
+    return run

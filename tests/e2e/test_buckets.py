@@ -17,25 +17,7 @@ from bigdiff.prep import encode, folder, latent_settings
 from bigdiff.prep.latent_settings import Asked
 from bigdiff.train import data
 
-Ranks = Callable[..., list[str]]
-TRAIN = """
-import json, sys
-from pathlib import Path
-from bigdiff.config.errors import UsageError
-from bigdiff.config.load import load_stage
-from bigdiff.runtime.stop import Stop
-from bigdiff.runtime.watchdog import Watchdog
-from bigdiff.runtime.world import enter
-from bigdiff.train import loop, setup
-world = enter(60)
-for options in json.loads(sys.argv[1]):
-    try:
-        stage = load_stage(options[0], options[1:])
-        with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
-            loop.train(run)
-    except UsageError as error:
-        print("refused", stage.name, error)
-"""
+TrainAll = Callable[..., list[str]]
 BUCKETS = {"8x8": 24, "16x4": 19, "4x16": 11}  # samples: not all are a multiple of a batch
 ROUNDING = 3e-4  # relative: what a set stores is rounded to float16
 ON, FLIP = "data.buckets=true", "data.flip=0.5"
@@ -66,7 +48,7 @@ def bucketed(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def trained(train_all: TrainAll, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with both kinds of set and runs on them, and what was refused."""
     root = tmp_path_factory.mktemp("buckets")
     images = bucketed(root)
@@ -87,9 +69,8 @@ def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactor
         [*few, "name=larger", *latents, "resolution=16"],
         [*few, "name=smaller-pictures", *pictures, "resolution=4"],
     ]
-    (output,) = run_ranks(TRAIN, 1, json.dumps(jobs))
-    run_ranks(TRAIN, 2, json.dumps([[*few, "name=two", *latents], [*few, "name=two-pictures", *pictures]]))
-    return root, [line for line in output.splitlines() if line.startswith("refused")]
+    train_all([[*few, "name=two", *latents], [*few, "name=two-pictures", *pictures]], 2)
+    return root, train_all(jobs)
 
 
 def losses(root: Path, name: str) -> list[float]:

@@ -17,25 +17,7 @@ from bigdiff.models import components
 from bigdiff.prep import encode, folder, latent_settings
 from bigdiff.prep.latent_settings import Asked, Settings
 
-Ranks = Callable[..., list[str]]
-TRAIN = """
-import json, sys
-from pathlib import Path
-from bigdiff.config.errors import UsageError
-from bigdiff.config.load import load_stage
-from bigdiff.runtime.stop import Stop
-from bigdiff.runtime.watchdog import Watchdog
-from bigdiff.runtime.world import enter
-from bigdiff.train import loop, setup
-world = enter(60)
-for options in json.loads(sys.argv[1]):
-    try:
-        stage = load_stage(options[0], options[1:])
-        with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
-            loop.train(run)
-    except UsageError as error:
-        print("refused", stage.name, error)
-"""
+TrainAll = Callable[..., list[str]]
 ROUNDING = 3e-4  # relative: what a set stores is rounded to float16
 FLIP, CROP = "data.flip=0.5", "data.crop=random"
 
@@ -60,7 +42,7 @@ def narrow_vae(source: str, target: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def trained(train_all: TrainAll, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with sets in all forms and runs on them, and what was refused."""
     root = tmp_path_factory.mktemp("forms")
     draw(root / "drawn", 48)
@@ -92,12 +74,11 @@ def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactor
         [*few, "name=narrow-moments", *thin, f"data.latents={root}/narrow"],
         [*few, "name=flipped", f"data.latents={root}/mirrored", "steps=7"],
     ]
-    (output,) = run_ranks(TRAIN, 1, json.dumps(jobs))
-    return root, [line for line in output.splitlines() if line.startswith("refused")]
+    return root, train_all(jobs)
 
 
 @pytest.fixture(scope="module")
-def cropped(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def cropped(train_all: TrainAll, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """As `trained`, of pictures whose room is 2 pixels: they can be cropped where the 3 boxes lie, nowhere else."""
     root = tmp_path_factory.mktemp("crops")
     draw(root / "drawn", 48, (20, 16))
@@ -123,8 +104,7 @@ def cropped(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactor
         [*few, "name=unflipped", f"data.latents={root}/five", CROP, FLIP],
         [*few, "name=drawn", boxes, "steps=7"],
     ]
-    (output,) = run_ranks(TRAIN, 1, json.dumps(jobs))
-    return root, [line for line in output.splitlines() if line.startswith("refused")]
+    return root, train_all(jobs)
 
 
 def losses(root: Path, name: str) -> list[float]:

@@ -19,25 +19,7 @@ from bigdiff.runtime.seeding import normal
 from bigdiff.train import networks
 
 Ranks = Callable[..., list[str]]
-# all runs in one process: DeepSpeed takes far longer to come than the steps
-TRAIN = """
-import json, sys
-from pathlib import Path
-from bigdiff.config.errors import UsageError
-from bigdiff.config.load import load_stage
-from bigdiff.runtime.stop import Stop
-from bigdiff.runtime.watchdog import Watchdog
-from bigdiff.runtime.world import enter
-from bigdiff.train import loop, setup
-world = enter(60)
-for options in json.loads(sys.argv[1]):
-    try:
-        stage = load_stage(options[0], options[1:])
-        with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
-            loop.train(run)
-    except UsageError as error:
-        print("refused", error)
-"""
+TrainAll = Callable[..., list[str]]
 ROUNDING = 2e-4  # relative: the moments that a set stores are rounded to float16
 DIGITS = """
 name: digits
@@ -88,7 +70,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def trained(train_all: TrainAll, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with sets and runs, all trained once, and what was refused."""
     root = tmp_path_factory.mktemp("pictures")
     draw_digits(root / "drawn", 96)
@@ -116,8 +98,7 @@ def trained(run_ranks: Ranks, toy: Path, tmp_path_factory: pytest.TempPathFactor
         [digits, "name=again", "steps=60"],
         [digits, "name=again"],
     ]
-    (output,) = run_ranks(TRAIN, 1, json.dumps(jobs))
-    return root, [line for line in output.splitlines() if line.startswith("refused")]
+    return root, train_all(jobs)
 
 
 def weights(root: Path, name: str, which: str) -> dict[str, torch.Tensor]:

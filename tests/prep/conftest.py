@@ -22,6 +22,7 @@ from bigdiff.data import manifest
 from bigdiff.data.damage import Tombstones
 from bigdiff.prep.assemble import assemble
 from bigdiff.prep.buckets import fit
+from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.pack import Task, write_shard
 from bigdiff.prep.pipeline import contract
@@ -232,3 +233,17 @@ def judged(downloaded: Downloaded, picture: Callable[[int], bytes]) -> Judged:
     shards = tuple(write_shard(Task(output=layout.output, number=each, format="jpg")) for each in range(number))
     made = manifest.Manifest(kind="images", shards=shards, contract=contract(prep), lineage={"a": 1})
     return Judged(layout=layout, choice=choice, made=made, sharpness=sharpness)
+
+
+@pytest.fixture
+def settings(toy: Path) -> Settings:
+    """Of a latent set that the toy's networks make."""
+    return Settings(
+        vae=str(toy / "vae"),
+        tokenizer=str(toy / "tokenizer"),
+        resolution=8,
+        text_length=12,
+        batch=4,
+        workers=1,
+        least_psnr=0.0,
+    )

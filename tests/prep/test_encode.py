@@ -32,19 +32,6 @@ from bigdiff.prep.latent_settings import Settings
 ImageSet = Callable[..., Path]
 
 
-@pytest.fixture
-def settings(toy: Path) -> Settings:
-    return Settings(
-        vae=str(toy / "vae"),
-        tokenizer=str(toy / "tokenizer"),
-        resolution=8,
-        text_length=12,
-        batch=4,
-        workers=1,
-        least_psnr=0.0,
-    )
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
