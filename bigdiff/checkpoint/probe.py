@@ -1,13 +1,12 @@
 """The start of a life of a run: can every rank write to its folder, and under which mark will it do so."""
 
 import os
-import platform
 import secrets
 from pathlib import Path
 
 from bigdiff.checkpoint import layout, retention
 from bigdiff.config.errors import UsageError
-from bigdiff.runtime.world import World
+from bigdiff.runtime.world import World, host
 
 
 def begin(run: Path, world: World) -> str:
@@ -45,7 +44,7 @@ def _prepared(run: Path, probe: Path) -> str:
 
 def _tried(mine: Path, first: Path) -> str:
     if not first.exists():
-        return f"{platform.node()} does not see what rank 0 wrote; `runs` must be a folder that all nodes share"
+        return f"{host()} does not see what rank 0 wrote; `runs` must be a folder that all nodes share"
     try:
         _write(mine)
         mine.unlink()
@@ -64,6 +63,4 @@ def _write(path: Path) -> None:
 
 
 def _sentence(error: OSError) -> str:
-    return (
-        f"{error.strerror} on {platform.node()}; make room for it there, or set `runs` to a folder that can be written"
-    )
+    return f"{error.strerror} on {host()}; make room for it there, or set `runs` to a folder that can be written"

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from bigdiff.cluster.follow import reported
 from bigdiff.cluster.rendezvous import squeue
 from bigdiff.cluster.submit import common
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster
-from bigdiff.config.schema import Cluster
 from bigdiff.runtime.files import write_json
 from bigdiff.runtime.workers import Workers
 

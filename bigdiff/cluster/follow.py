@@ -12,13 +12,13 @@ from typing import Any, Final, NoReturn, Self
 
 from submitit.core.utils import pickle_load
 
-from bigdiff.config.errors import LastingError, RunError, UsageError
+from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError
 
 POLL_SECONDS = 0.2
 # Of no use to a reader: submitit's own lines, DeepSpeed's on its build, and a failing rank's trace, which stays in the
 # log and comes again as one sentence, or shortened, at the end
 _NOISE = re.compile(r"submitit (DEBUG|INFO|WARNING|ERROR) \(|DeepSpeed \S+ built successfully|\[rank\d+\]: ")
-_KINDS: Final = {kind.__name__: kind for kind in (UsageError, RunError, LastingError)}
+_KINDS: Final = {kind.__name__: kind for kind in (UsageError, RunError, LastingError, NodeError)}
 _SENTENCE = re.compile(rf"^bigdiff\.config\.errors\.({'|'.join(_KINDS)}): (.+)$", re.MULTILINE)
 
 

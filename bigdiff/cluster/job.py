@@ -22,7 +22,9 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from bigdiff.checkpoint.layout import run_folder
+from bigdiff.cluster.crash import endured
 from bigdiff.cluster.rendezvous import export, find, first_address, state
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Stage
 
@@ -44,6 +46,7 @@ class TrainJob:
     """A stage as a callable that submitit pickles and runs in every process."""
 
     stage: Stage
+    cluster: Cluster
     port: int = 0  # where a local job's processes meet; a SLURM job computes its own
 
     def __call__(self) -> Ended:
@@ -57,12 +60,19 @@ class TrainJob:
         else:  # what an earlier start left would be taken for this one's end
             submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
         with alone(run_folder(self.stage.runs, self.stage.name)) if local and place.rank == 0 else nullcontext():
-            from bigdiff.train.setup import train_stage  # ten seconds of imports that a login node must not pay
+            # ten seconds of imports that a login node must not pay
+            from bigdiff.train.preflight import Check
+            from bigdiff.train.setup import train_stage
 
-            outcome = train_stage(self.stage)
+            gpu, limits = self.cluster.gpus_per_node > 0, self.cluster.preflight
+            outcome = train_stage(self.stage, Check(gpu=gpu, limits=limits, endured=() if local else self._endured()))
         if not outcome.finished and not local:
             requeue(resubmit, place.rank)
         return Ended(step=outcome.step, samples_seen=outcome.samples_seen, finished=outcome.finished)
+
+    def _endured(self) -> tuple[str, ...]:
+        job = submitit.JobEnvironment().paths.folder
+        return endured(job.parent, job.name)
 
     def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
         """What submitit runs after a requeue: the same job, which goes on from its last checkpoint."""

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass, replace
 
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
-from bigdiff.config.schema import Cluster
 
 _SLURM_ONLY = (
     "setup",
@@ -18,6 +18,7 @@ _SLURM_ONLY = (
     "memory_gb",
     "max_requeues",
     "max_crashes",
+    "srun_args",
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bigdiff.checkpoint import layout
-from bigdiff.cluster.again import Crash, crashes
+from bigdiff.cluster.crash import Crash, crashes
 from bigdiff.cluster.rendezvous import shown, squeue
 from bigdiff.config.schema import Stage
 

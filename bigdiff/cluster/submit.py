@@ -20,11 +20,15 @@ from bigdiff.cluster import status
 from bigdiff.cluster.job import TrainJob
 from bigdiff.cluster.machine import Machine
 from bigdiff.cluster.rendezvous import free_port
+from bigdiff.cluster.suspects import START
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Cluster, Stage, on_images, sources
+from bigdiff.config.schema import Stage, on_images, sources
 from bigdiff.data import manifest
 
+# each start in the log, which all starts of a job share
+START_LINE = f'echo "{START}${{SLURM_RESTART_COUNT:-0}} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"'
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -80,7 +84,7 @@ def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any
     return {
         **always,
         # the script's last lines must be reached, whatever the cluster's own lines have set
-        "setup": [*always["setup"], "set +e"],
+        "setup": [START_LINE, *always["setup"], "set +e"],
         "job_name": f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.processes_per_node,
@@ -91,7 +95,7 @@ def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any
         # a job whose predecessor failed would wait for ever without kill-on-invalid-dep
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
         # a hung rank would hold all nodes until the time limit; since 22.05 srun does not inherit --cpus-per-task
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_process}"],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_process}", *cluster.srun_args],
     }
 
 
@@ -120,6 +124,8 @@ def check(stage: Stage, cluster: Cluster) -> None:
     for key in ("nodes", "processes_per_node", "cpus_per_process", "time_minutes", "signal_seconds", "max_crashes"):
         if getattr(cluster, key) < 1:
             raise UsageError(f"cluster {cluster.name}: {key}={getattr(cluster, key)} must be positive")
+    if not 0 <= cluster.preflight.slow < 1:
+        raise UsageError(f"cluster {cluster.name}: preflight.slow={cluster.preflight.slow} must be from 0 to below 1")
     if cluster.gpus_per_node not in (0, cluster.processes_per_node):
         raise UsageError(
             f"cluster {cluster.name}: processes_per_node={cluster.processes_per_node} must equal "
@@ -188,7 +194,7 @@ def slurm(stage: Stage, cluster: Cluster, after: str = "") -> str:
     executor = _slurm_executor(stage, cluster, after)
     has_sbatch()
     try:
-        return str(executor.submit(TrainJob(stage=stage)).job_id)
+        return str(executor.submit(TrainJob(stage=stage, cluster=cluster)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise RunError(f"sbatch refused stage {stage.name}: {error}") from error
 
@@ -273,7 +279,7 @@ def local(stage: Stage, cluster: Cluster, machine: Machine) -> Any:  # noqa: ANN
     """
     check(stage, cluster)
     startable(stage)
-    job = TrainJob(stage=stage, port=free_port())
+    job = TrainJob(stage=stage, cluster=cluster, port=free_port())
     return start(job, run_folder(stage.runs, stage.name), cluster, machine)
 
 

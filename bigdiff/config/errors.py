@@ -1,8 +1,11 @@
 """What is wrong with the user's input, in one sentence, and the exit code that goes with it."""
 
+import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn, Self
+
+_NODE: Final = re.compile(r"\bnode (\S+): ")
 
 
 class UsageError(Exception):
@@ -15,6 +18,20 @@ class RunError(Exception):
 
 class LastingError(RunError):
     """A RunError that comes again at each start until a person mends what it names: no job is started again for it."""
+
+
+class NodeError(RunError):
+    """A RunError that other nodes would not have: a job should start again without those that it names."""
+
+    @classmethod
+    def of(cls, faults: Mapping[str, str]) -> Self:
+        """Of {node: what is wrong with it}."""
+        return cls("; ".join(f"node {name}: {why}" for name, why in faults.items()))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names in the sentence."""
+        return tuple(_NODE.findall(str(self)))
 
 
 def door(main: Callable[[], None]) -> NoReturn:

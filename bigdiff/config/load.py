@@ -9,9 +9,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
 from bigdiff.config.rules import check
-from bigdiff.config.schema import Cluster, Stage
+from bigdiff.config.schema import Stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CARD = "card"  # the profile that the stage files themselves are: what the model cards say

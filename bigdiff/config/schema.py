@@ -295,30 +295,6 @@ class Stage:
         return self.resolution // (self.model.vae.factor if self.model.vae else 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
-    """Where a stage runs: this machine's devices or a SLURM partition."""
-
-    name: str
-    kind: Literal["local", "slurm"] = "slurm"
-    nodes: int = 1
-    processes_per_node: int = 8  # one per GPU
-    gpus_per_node: int = 8  # 0: CPU and gloo
-    cpus_per_process: int = 8  # 0 on a local machine: an equal share of its cores
-    memory_gb: int = 0  # per node; 0 leaves it to the cluster
-    time_minutes: int = 1440
-    signal_seconds: int = 300  # warning before the time limit; the run saves and requeues on it
-    max_requeues: int = 100  # time-outs and preemptions after which submitit stops requeueing
-    max_crashes: int = 3  # in a row, without a new checkpoint, after which the job is not started again
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    exclude: str = ""  # nodes to avoid, in SLURM's notation
-    setup: tuple[str, ...] = ()  # shell lines before the job: module load, source, export
-    environment: tuple[str, ...] = ()  # KEY=VALUE for every process, for example NCCL_IB_HCA=mlx5
-
-
 def accumulation(stage: Stage, world_size: int) -> int:
     """Forward passes per optimizer step and process.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from bigdiff.config import engine_rules
-from bigdiff.config.schema import Cluster, Stage, on_images, sources
+from bigdiff.config.cluster import Cluster
+from bigdiff.config.schema import Stage, on_images, sources
 from bigdiff.data import manifest
 
 

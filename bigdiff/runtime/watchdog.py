@@ -7,7 +7,6 @@ file system included, stands under the interpreter's own timer, a thread that ne
 
 import faulthandler
 import os
-import socket
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Final, Literal, Self
 import torch.distributed as dist
 
 from bigdiff.runtime.rollcall import Answers, Place, RollCall
-from bigdiff.runtime.world import World
+from bigdiff.runtime.world import World, host
 
 Phase = Literal["setup", "data", "forward and backward", "agreement", "log", "preview", "checkpoint", "rollback", "end"]
 BEAT: Final = 3.0  # seconds between two words of a rank to the store
@@ -131,7 +130,7 @@ class Watchdog:
         self._world, self._folder, self._limit = world, folder, limit
         self._silence = max(limit / 4, 4 * beat)
         self._beat, self._tick = beat, min(beat / 3, limit / 10)
-        self._host, self._failed, self._lost, self._raised = socket.gethostname(), "", "", ""
+        self._host, self._failed, self._lost, self._raised = host(), "", "", ""
         self._first: int | None = None
         self._at: tuple[int, Phase, int, float] = (0, "setup", 0, time.monotonic())
         self._over = threading.Event()

@@ -1,8 +1,10 @@
 """Which process am I, on which device, and what do all processes agree on. The only reader of RANK and WORLD_SIZE."""
 
 import gc
+import json
 import math
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-from bigdiff.config.errors import RunError, UsageError
+from bigdiff.config.errors import NodeError, RunError, UsageError
 
 Value = TypeVar("Value")
 
@@ -100,14 +102,22 @@ class World:
         return items[0]
 
 
-def enter(timeout_seconds: int) -> World:
+def host() -> str:
+    """This machine's name: that of the node where SLURM runs it, else the system's own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def enter(timeout_seconds: int, gpu: bool = False) -> World:
     """Join the process group that RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
     Without them this is a world of one. A collective that waits longer than `timeout_seconds` fails; the watchdog
-    (bigdiff.runtime.watchdog) ends a run that hangs before that, and says who is at fault.
+    (bigdiff.runtime.watchdog) ends a run that hangs before that, and says who is at fault. With `gpu` every process
+    must have one.
 
     Raises:
         RunError: when only some of the variables are set.
+        NodeError: on every process, for a node without its GPUs.
+        UsageError: on every process, when none has a GPU.
     """
     named = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in named if name not in os.environ]
@@ -115,26 +125,69 @@ def enter(timeout_seconds: int) -> World:
     if missing and not alone:
         raise RunError(f"{', '.join(missing)} not set although other process group variables are")
     rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in zip(named, "001", strict=False))
-    device, beacon = torch.device("cpu"), None
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    device, lacking = _device(local_rank, gpu)
+    beacon = None
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        beacon = _join(backend, timedelta(seconds=timeout_seconds), alone)
+        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
+        if alone:
+            _complain({host(): lacking} if lacking else {}, 1)
+            os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        else:
+            beacon = _join(backend, timeout, lacking)
     return World(rank=rank, local_rank=local_rank, size=size, device=device, beacon=beacon)
 
 
-def _join(backend: str, timeout: timedelta, alone: bool) -> Store | None:
-    if alone:
-        os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        return None
+def _device(local_rank: int, gpu: bool) -> tuple[torch.device, str]:
+    """This process's device, and what is wrong with it; a GPU that cannot be had must not end one process alone."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "no CUDA device is seen" if gpu else ""
+    if local_rank >= torch.cuda.device_count():
+        return torch.device("cpu"), f"{torch.cuda.device_count()} CUDA devices are seen, one is needed for each process"
+    device = torch.device("cuda", local_rank)
+    try:
+        torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:
+        return torch.device("cpu"), f"GPU {local_rank} does not work ({str(error).partition(chr(10))[0]})"
+    return device, ""
+
+
+def _join(backend: str, timeout: timedelta, lacking: str) -> Store:
+    """Meet the other processes; whoever lacks a device is known to all before the group, which would fail, is made."""
     store, rank, size = next(rendezvous("env://", timeout=timeout))
+    devices = PrefixStore("devices", store)
+    devices.set(str(rank), json.dumps([host(), lacking]))
+    if rank == 0:
+        keys = [str(one) for one in range(size)]
+        devices.wait(keys)
+        told = [json.loads(one) for one in devices.multi_get(keys)]
+        first: dict[str, str] = {}  # complaint of each node
+        for name, why in told:
+            if why:
+                first.setdefault(name, why)
+        devices.set("all", json.dumps([first, len({name for name, _ in told})]))
+    found, nodes = json.loads(devices.get("all"))
+    if found:  # rank 0, whose process keeps the store, waits until all know
+        devices.set(f"read/{rank}", "")
+        devices.wait([f"read/{one}" for one in range(size)] if rank == 0 else [])
+    _complain(found, nodes)
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout)
     # a call of one thread keeps all others from the same connection, for as long as it blocks
     return PrefixStore("beacon", store.clone())
+
+
+def _complain(lacking: dict[str, str], nodes: int) -> None:
+    """Refuse nodes without their devices, unless it is all of them."""
+    if lacking and len(lacking) == nodes:
+        name, why = next(iter(lacking.items()))
+        raise UsageError(
+            f"{why} on node {name}, nor a working one on any other: the cluster's gpus_per_node must be 0 to train on "
+            f"CPUs, or its partition and gpus_per_node such that SLURM gives each process a GPU"
+        )
+    if lacking:
+        raise NodeError.of(lacking)
 
 
 def leave() -> None:

@@ -25,23 +25,29 @@ from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
 from bigdiff.runtime.watchdog import Watchdog, collective_timeout
 from bigdiff.runtime.world import World, enter, leave
-from bigdiff.train import autoencoders, handover, kept, loop, networks, regrouped, resuming
+from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, regrouped, resuming
 from bigdiff.train import data as stream
+from bigdiff.train.preflight import Check
 from bigdiff.train.recovery import Curve
 from bigdiff.train.regrouped import Around
 from bigdiff.train.resuming import Standing, warn
 from bigdiff.train.run import CURVE, START, Outcome, Run
 
 
-def train_stage(stage: Stage) -> Outcome:
-    """Train `stage` on this process's share until it is finished or stopped; called by every process alike."""
+def train_stage(stage: Stage, check: Check | None = None) -> Outcome:
+    """Train `stage` on this process's share until it is finished or stopped; called by every process alike.
+
+    With `check` the processes and their nodes are looked at before.
+    """
     stop = Stop()
     stop.listen()
-    limit = stage.engine.timeout_seconds
-    world = enter(collective_timeout(limit))
+    limit, folder = stage.engine.timeout_seconds, layout.run_folder(stage.runs, stage.name)
+    world = enter(collective_timeout(limit), gpu=check is not None and check.gpu)
     try:
-        with Watchdog(world, layout.run_folder(stage.runs, stage.name), limit) as watch:
+        with Watchdog(world, folder, limit) as watch:
             passes(stage, world.size, gpu=world.device.type == "cuda")
+            if check is not None:
+                preflight.run(stage, check, folder / "logs", world, speaker(world))
             with building(stage, world, stop, watch) as run:
                 outcome = loop.train(run)
             world.barrier()  # nobody leaves while another still talks to it

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: slurmctld, two slurmd and munged, in a folder of their own."""
+"""A real SLURM of four nodes on this machine: slurmctld, slurmds and munged, in a folder of their own."""
 
 import os
 import random
@@ -18,7 +18,7 @@ NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")  # Debian: slurm-wlm
 CONFIGURATION = """
 ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -47,10 +47,13 @@ KillWait=3
 MessageTimeout=8
 FirstJobId={first}
 JobRequeue=1
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.11 Port={ports[1]} CPUs=2 RealMemory=4000 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.12 Port={ports[2]} CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+# what it prints is set in a task's environment: a node can be given another one than its peers
+TaskProlog={folder}/prolog
+GresTypes=gpu
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1{number} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2\n"
+NODES = ("n1", "n2", "n3", "n4")
 
 
 class Slurm:
@@ -61,13 +64,23 @@ class Slurm:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         host = socket.gethostname().partition(".")[0]
+        first, *ports = _ports(1 + len(NODES))
         text = CONFIGURATION.format(
-            name=f"t{os.getpid()}", host=host, folder=folder, ports=_ports(3), first=random.randrange(1000, 900_000)
+            name=f"t{os.getpid()}", host=host, folder=folder, port=first, first=random.randrange(1000, 900_000)
         )
-        for part in ("munge", "state", "n1", "n2"):
+        for number, (node, port) in enumerate(zip(NODES, ports, strict=True), start=1):
+            text += NODE.format(name=node, host=host, number=number, port=port)
+        for part in ("munge", "state", *NODES):
             (folder / part).mkdir(mode=0o700)
         folder.chmod(0o755)
         (folder / "slurm.conf").write_text(text)
+        for gpu in ("gpu0", "gpu1"):  # SLURM asks of a GPU no more than that its file is there
+            (folder / gpu).symlink_to("/dev/null")
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+        (folder / "prolog").write_text(
+            f'#!/bin/sh\n[ ! -f {folder}/"$SLURMD_NODENAME".env ] || . {folder}/"$SLURMD_NODENAME".env\n'
+        )
+        (folder / "prolog").chmod(0o755)
         # Debian's version ends where cgroups are missing, although nothing here uses them
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         key = folder / "munge" / "key"
@@ -78,11 +91,13 @@ class Slurm:
         self._start("munged", "-F", "--force", *(f"--{option}={munge}/{name}" for option, name in files.items()))
         _until(lambda: (munge / "socket").exists(), "munged")
         self._start("slurmctld", "-D", "-i")
-        for node in ("n1", "n2"):
+        for node in NODES:
             self._start("slurmd", "-D", "-N", node)
-        _until(
-            lambda: self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == ["n1", "n2"], "two idle nodes"
-        )
+        _until(lambda: self.idle() == list(NODES), "idle nodes")
+
+    def idle(self) -> list[str]:
+        """Names of the nodes that nothing runs on."""
+        return self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()
 
     def run(self, *words: str) -> str:
         """The output of a client; without its daemon it would wait for minutes."""

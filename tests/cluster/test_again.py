@@ -5,21 +5,22 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from submitit.core.utils import cloudpickle_dump
 
 from bigdiff.cluster import again
-from bigdiff.cluster.again import RECORD, Crash, cause, crashes, decide, judge, traces
+from bigdiff.cluster.again import Trace, Where, blamed, cause, decide, judge, traces
+from bigdiff.cluster.crash import RECORD, Crash, Kind, crashes
 from bigdiff.cluster.submit import crashed
-from bigdiff.config.errors import LastingError, RunError, UsageError
+from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def crash(step: int, job: str = "20261121-101500-17", kind: again.Kind = "passing") -> Crash:
+def crash(step: int, job: str = "20261121-101500-17", kind: Kind = "passing") -> Crash:
     return Crash(time=1.5, job=job, nodes="n[1-2]", status=137, step=step, kind=kind, why="it is gone")
 
 
@@ -60,17 +61,17 @@ def test_crashes_of_another_job_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("kind", ["input", "lasting"])
-def test_what_would_come_again_is_not_tried(kind: again.Kind) -> None:
+def test_what_would_come_again_is_not_tried(kind: Kind) -> None:
     verdict = decide(crash(4, kind=kind), [], 9)
     assert verdict == again.Verdict(
         again=False, sentence="it is gone; this would come again, so the job is not started again"
     )
 
 
-def trace(error: Exception) -> str:
+def trace(error: Exception, task: int = 0) -> Trace:
     script = f"from bigdiff.config.errors import *\nraise {type(error).__name__}({str(error)!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stderr
+    return Trace(task=task, text=done.stderr)
 
 
 def test_the_cause_is_the_oldest_error_unless_one_lasts() -> None:
@@ -80,6 +81,8 @@ def test_the_cause_is_the_oldest_error_unless_one_lasts() -> None:
     assert cause([peer, network], 1) == ("passing", "b")
     assert cause([peer, network, config], 137) == ("input", "data.latents is missing")
     assert cause([network, full], 1) == ("lasting", "the set is damaged")
+    node = trace(NodeError.of({"n2": "it is slow", "n7": "no CUDA device is seen"}))
+    assert cause([peer, node], 1) == ("node", "node n2: it is slow; node n7: no CUDA device is seen")
     kind, why = cause([trace(ValueError("x" * 9999))], 1)
     assert kind == "passing" and why.startswith("ValueError: xxx") and len(why) == 500
 
@@ -90,6 +93,39 @@ def test_without_a_traceback_the_status_speaks() -> None:
     assert cause([], 255) == ("passing", "a process ended with status 255, and the log says why")
 
 
+WHERE = Where(folder=Path("logs/20261121-101500-17"), job="17", nodes=("n1", "n2", "n3"), per_node=2)
+LOG = """== start 0 of job 17 on n[1-3]
+srun: error: n1: task 0: Killed
+crashed: a process was ended by signal 9 (Killed)
+== start 1 of job 17 on n[1-3]
+srun: error: n2: tasks 2-3: Segmentation fault (core dumped)
+srun: error: n3: task 4: Terminated
+srun: error: n1: task 0: Killed
+"""
+
+
+def test_a_crash_is_blamed_on_the_only_node_with_trouble() -> None:
+    assert blamed("passing", "", [], LOG, WHERE) == ("n2",)  # the first since the newest start
+    assert blamed("passing", "", [], LOG.replace("Segmentation fault", "Exited with exit code 1"), WHERE) == ()
+    assert blamed("passing", "", [], "", WHERE) == ()
+    own, other = Trace(task=4, text="CUDA error"), Trace(task=0, text="x")
+    assert blamed("passing", "", [own], LOG, WHERE) == ("n3",)
+    assert blamed("passing", "", [own, other], LOG, WHERE) == ()
+    assert blamed("node", "node n2: it is slow; node n3: rank 5 fails on H200: x", [own], LOG, WHERE) == ("n2", "n3")
+    assert blamed("input", "", [own], LOG, WHERE) == () == blamed("lasting", "", [own], LOG, WHERE)
+    alone = Where(folder=WHERE.folder, job="17", nodes=("n1",), per_node=2)
+    assert blamed("passing", "", [own], LOG, alone) == ()
+
+
+def test_what_a_verdict_leaves_out() -> None:
+    node = replace(crash(4, kind="node"), blamed=("n2",))
+    assert decide(node, [], 3).without == ("n2",)
+    killed = replace(crash(4), blamed=("n3",))
+    assert decide(killed, [], 3).without == ()  # any program may die once
+    assert decide(killed, [replace(killed, step=0)], 3).without == ("n3",)
+    assert decide(killed, [replace(killed, job="another")], 3).without == ()
+
+
 def test_tracebacks_are_read_by_age_and_taken_away(tmp_path: Path) -> None:
     for number, (rank, content) in enumerate([(3, ("error", "first")), (0, ("success", 1)), (1, ("error", "second"))]):
         file = tmp_path / f"17_{rank}_result.pkl"
@@ -98,7 +134,7 @@ def test_tracebacks_are_read_by_age_and_taken_away(tmp_path: Path) -> None:
     (tmp_path / "17_2_result.pkl").write_bytes(b"")
     cloudpickle_dump(("error", "of another job"), tmp_path / "171_0_result.pkl")
     (tmp_path / "17_submitted.pkl").touch()
-    assert traces(tmp_path, "17") == ["first", "second"]
+    assert traces(tmp_path, "17") == [Trace(task=3, text="first"), Trace(task=1, text="second")]
     assert traces(tmp_path, "17") == []
     assert (tmp_path / "17_submitted.pkl").exists() and (tmp_path / "171_0_result.pkl").exists()
 
@@ -107,16 +143,17 @@ def test_a_crash_stands_in_the_record_before_its_verdict(tmp_path: Path, monkeyp
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[01-04]")
     folder, saved = tmp_path / "logs" / "20261121-101500-17", tmp_path / "checkpoints" / "step-00000040"
     folder.mkdir(parents=True)
-    assert judge(folder, "17", 137, 2)[0].again
+    where = Where(folder=folder, job="17", nodes=("gpu01", "gpu02", "gpu03", "gpu04"), per_node=2)
+    assert judge(where, 137, 2)[0].again
     saved.mkdir(parents=True)
     (saved / "index.json").touch()
-    assert judge(folder, "17", 1, 2)[0].again
-    verdict, last = judge(folder, "17", 1, 2)
+    assert judge(where, 1, 2)[0].again
+    verdict, last = judge(where, 1, 2)
     assert not verdict.again
     found = crashes(tmp_path / "logs")
     assert found[-1] == last and [one.step for one in found] == [0, 40, 40]
     assert {one.nodes for one in found} == {"gpu[01-04]"} and {one.job for one in found} == {folder.name}
-    assert json.loads((tmp_path / "logs" / RECORD).read_text()) == [asdict(one) for one in found]
+    assert json.loads((tmp_path / "logs" / RECORD).read_text()) == [{**asdict(one), "blamed": []} for one in found]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"step": 4}]', "4"])
@@ -129,11 +166,13 @@ def test_a_record_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 def lines(folder: Path, state: str, status: int) -> subprocess.Popen[str]:
     """The last lines of the batch script, behind an srun that ends with `status`; `scontrol` notes what it is told."""
     program = folder / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/told\n[ $1 = requeue ] || echo "JobState={state} A=b"\n')
+    answers = f'show\\ hostnames*) echo n1; echo n2;; show*) echo "JobState={state} A=b";;'
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/told\ncase "$*" in {answers} esac\n')
     program.chmod(0o700)
     logs = folder / "run" / "logs" / "20261121-101500-%j"
     Path(str(logs).replace("%j", "17")).mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    given = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS_PER_NODE": "1"}
+    environment = {**os.environ, **given, "PATH": f"{folder}:{os.environ['PATH']}"}
     script = "\n".join([f"(exit {status})", *crashed(logs, 3)])
     return subprocess.Popen(["bash", "-c", script], env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
@@ -170,7 +209,7 @@ def test_a_crashed_job_is_requeued_and_waits_for_its_end(tmp_path: Path) -> None
 def test_the_sentence_and_the_status_of_unusable_input(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "logs" / "20261121-101500-17"
     folder.mkdir(parents=True)
-    cloudpickle_dump(("error", trace(UsageError("data.latents is missing"))), folder / "17_0_result.pkl")
+    cloudpickle_dump(("error", trace(UsageError("data.latents is missing")).text), folder / "17_0_result.pkl")
     script = lines(tmp_path, "RUNNING", 1)
     told = script.communicate(timeout=60)[1]
     assert script.returncode == 2

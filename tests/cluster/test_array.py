@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bigdiff.cluster.array import Array, Pace, parameters, spread
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Cluster
 from bigdiff.runtime.workers import Workers
 
 CLUSTER = Cluster(

@@ -14,25 +14,26 @@ import pytest
 
 from bigdiff.checkpoint import layout
 from bigdiff.cluster import submit
-from bigdiff.cluster.again import RECORD, crashes
+from bigdiff.cluster.crash import RECORD, crashes
+from bigdiff.config.cluster import Cluster, Preflight
 from bigdiff.config.load import load_stage
-from bigdiff.config.schema import Cluster
 from bigdiff.runtime.files import sha256
 
 Slurm = Any  # of tests/cluster/conftest.py
 STEPS, EVERY = 300, 20
 
 
-def cluster(max_crashes: int = 3) -> Cluster:
+def cluster(max_crashes: int = 3, nodes: int = 2) -> Cluster:
     return Cluster(
         name="test",
-        nodes=2,
+        nodes=nodes,
         processes_per_node=1,
         gpus_per_node=0,
         cpus_per_process=1,
         time_minutes=30,  # of jobs up to ten minutes submitit counts each preemption as a time-out
         max_crashes=max_crashes,
         environment=("GLOO_SOCKET_IFNAME=lo", "HF_HUB_OFFLINE=1"),
+        preflight=Preflight(slow=0.0),  # the nodes share two cores with whatever else runs
     )
 
 
@@ -41,10 +42,10 @@ def start(slurm: Slurm, toy: Path, tmp_path: Path) -> Iterator[Callable[..., str
     """Submit the toy stage under a name, with runs in `tmp_path`; the job's id."""
     jobs: list[str] = []
 
-    def begin(name: str, *settings: str, max_crashes: int = 3) -> str:
+    def begin(name: str, *settings: str, max_crashes: int = 3, nodes: int = 2) -> str:
         common = [f"name={name}", f"runs={tmp_path}", f"steps={STEPS}", f"checkpoint.every={EVERY}", "batch.micro=4"]
         stage = load_stage(str(toy / "stage.yaml"), [*common, *settings])
-        jobs.append(submit.slurm(stage, cluster(max_crashes)))
+        jobs.append(submit.slurm(stage, cluster(max_crashes, nodes)))
         return jobs[-1]
 
     yield begin
@@ -164,3 +165,28 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, start: Callable[..., str]
     job._until(lambda: not list(job._ranks("1")), "end of its processes", 30)
     assert job.end()[0] == "CANCELLED" and job.end()[2] == 0
     assert not (job.run / "logs" / RECORD).exists()
+
+
+def test_a_node_that_differs_is_left_out_and_one_that_fails_twice_where_there_are_others(
+    slurm: Slurm, start: Callable[..., str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own" / "submitit-0.0.1.dist-info"
+    own.mkdir(parents=True)
+    (own / "METADATA").write_text("Name: submitit\nVersion: 0.0.1\n")
+    (slurm.folder / "n2.env").write_text(f"echo export PYTHONPATH={tmp_path / 'own'}\n")
+    try:
+        job = Job(slurm, start("choosing", "batch.total=12", "steps=40", nodes=3, max_crashes=9), tmp_path / "choosing")
+        job._until(lambda: job.shown()["ExcNodeList"] == "n2" and job.shown()["JobState"] == "RUNNING", "exclusion", 90)
+    finally:
+        (slurm.folder / "n2.env").unlink()
+    for restarts in (1, 2):
+        job._until(lambda number=restarts: job.shown()["Restarts"] == str(number), "restart", 90)
+        os.kill(job.rank_1(), signal.SIGKILL)
+    assert job.end() == ("COMPLETED", "0:0", 3)
+    found = crashes(job.run / "logs")
+    assert [(one.kind, one.blamed) for one in found] == [("node", ("n2",)), ("passing", ("n3",)), ("passing", ("n3",))]
+    assert found[0].why.startswith("node n2: submitit is 0.0.1, others ")
+    log = job.log()
+    assert "blamed: n2; the job starts without it from now on" in log
+    assert "blamed: n3; the job starts with it, as SLURM has no other for it" in log
+    assert log.count("== start ") == 4 and log.count("preflight of 3 processes on 3 nodes in ") >= 1

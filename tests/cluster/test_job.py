@@ -105,7 +105,9 @@ def test_the_last_time_out_ends_the_job_for_good(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SUBMITIT_FOLDER": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    job = submitit.helpers.DelayedSubmission(TrainJob(stage=load_stage("512px-cfg")))
+    job = submitit.helpers.DelayedSubmission(
+        TrainJob(stage=load_stage("512px-cfg"), cluster=load_cluster("sd-v1-card"))
+    )
     job.set_timeout(1, 0)  # a job of a minute: any warning is a time-out, and none is left
     environment = submitit.JobEnvironment()
     handler = SignalHandler(environment, environment.paths, job)
@@ -114,7 +116,7 @@ def test_the_last_time_out_ends_the_job_for_good(tmp_path: Path, monkeypatch: py
 
 
 def test_a_job_survives_pickling_and_its_checkpoint_is_itself() -> None:
-    job = TrainJob(stage=load_stage("512px-cfg"), port=20005)
+    job = TrainJob(stage=load_stage("512px-cfg"), cluster=load_cluster("local"), port=20005)
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bigdiff.cluster.machine import Machine, fit, this
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster
-from bigdiff.config.schema import Cluster
 
 LOCAL = load_cluster("local")
 

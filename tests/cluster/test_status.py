@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from bigdiff.cluster import status, submit
-from bigdiff.cluster.again import Crash
+from bigdiff.cluster.crash import Crash
 from bigdiff.cluster.status import Found, Queued
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.load import load_stage
-from bigdiff.config.schema import Cluster
 from bigdiff.runtime.files import write_json
 
 CRASH = Crash(time=1.0, job="20261121-120000-77", nodes="n1", status=137, step=40, kind="passing", why="killed")

@@ -12,10 +12,11 @@ import submitit
 from bigdiff.cluster import submit
 from bigdiff.cluster.follow import follow
 from bigdiff.cluster.machine import Machine, fit
+from bigdiff.config.cluster import Cluster, Preflight
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.config.recipe import load_recipe
-from bigdiff.config.schema import Cluster, Stage
+from bigdiff.config.schema import Stage
 
 CARD = load_cluster("sd-v1-card")
 
@@ -48,9 +49,15 @@ def test_the_script_says_all_that_slurm_must_know(stage: Stage) -> None:
 
 
 def test_the_script_runs_setup_then_variables_then_srun(stage: Stage) -> None:
-    cluster = replace(CARD, setup=("module load cuda",), environment=("NCCL_IB_HCA=mlx5", "NOTE=a b; rm -rf $HOME"))
+    cluster = replace(
+        CARD,
+        setup=("module load cuda",),
+        environment=("NCCL_IB_HCA=mlx5", "NOTE=a b; rm -rf $HOME"),
+        srun_args=("--container-image=a b.sqsh",),
+    )
     text = submit.script(stage, cluster)
     order = [
+        'echo "== start ${SLURM_RESTART_COUNT:-0} of job',
         "module load cuda",
         "export PATH=",
         "export NCCL_IB_HCA=mlx5",
@@ -63,6 +70,7 @@ def test_the_script_runs_setup_then_variables_then_srun(stage: Stage) -> None:
     assert f"{sys.executable} -m bigdiff.cluster.again {Path(stage.runs).absolute()}/512px/logs/" in srun
     assert "-%j --limit=3 --status=" in srun
     assert "--kill-on-bad-exit=1" in srun
+    assert "'--container-image=a b.sqsh'" in srun
     assert "--cpus-per-task=12" in srun  # not inherited from sbatch since Slurm 22.05
     assert f"{sys.executable} -u -m submitit.core._submit {Path(stage.runs).absolute()}/512px/logs/" in srun
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
@@ -109,6 +117,7 @@ def test_a_job_waits_for_the_one_before_and_goes_if_that_fails(stage: Stage) -> 
         ({"nodes": 0}, "nodes=0 must be positive"),
         ({"gpus_per_node": 4}, "one process per GPU"),
         ({"max_crashes": 0}, "max_crashes=0 must be positive"),
+        ({"preflight": Preflight(slow=1.0)}, "preflight.slow=1.0 must be from 0 to below 1"),
         ({"nodes": 3}, "does not divide over 24 processes"),
         ({"signal_seconds": 86400}, "signal_seconds=86400 is not before the end"),
         ({"environment": ("NCCL IB=1",)}, "not of the form KEY=VALUE"),
@@ -143,7 +152,7 @@ def test_what_is_submitted_is_the_script_of_the_dry_run(
     assert stamp.sub("", (tmp_path / "got").read_text()) == stamp.sub("", submit.script(stage, CARD))
     folder = next((Path(stage.runs) / stage.name / "logs").glob("*-4711"))
     job = submitit.helpers.DelayedSubmission.load(folder / "4711_submitted.pkl").function
-    assert job == submit.TrainJob(stage=stage)
+    assert job == submit.TrainJob(stage=stage, cluster=CARD)
 
 
 def test_sbatchs_own_words_reach_the_user(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

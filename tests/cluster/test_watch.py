@@ -6,9 +6,9 @@ from typing import Any
 
 from bigdiff.cluster import submit
 from bigdiff.cluster.watch import until_done
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import RunError
 from bigdiff.config.load import load_stage
-from bigdiff.config.schema import Cluster
 
 CLUSTER = Cluster(
     name="test",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bigdiff.config.errors import LastingError, RunError, UsageError, door
+from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError, door
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 def test_ctrl_c_exits_130() -> None:
     script = (
-        "import time; from bigdiff.config.errors import door\n"
+        "import time; from bigdiff.config.errors import NodeError, door\n"
         "def main():\n    print(1, flush=True)\n    time.sleep(60)\ndoor(main)"
     )
     process = subprocess.Popen(
@@ -58,3 +58,9 @@ def test_ctrl_c_exits_130() -> None:
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors == "interrupted; the same command again continues\n"
+
+
+def test_the_nodes_of_a_sentence() -> None:
+    error = NodeError.of({"gpu07": "rank 3 fails on H200: x", "gpu09": "it is slow"})
+    assert str(error) == "node gpu07: rank 3 fails on H200: x; node gpu09: it is slow"
+    assert error.nodes == ("gpu07", "gpu09") == NodeError(str(error)).nodes

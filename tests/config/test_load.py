@@ -4,9 +4,10 @@ from typing import Literal
 
 import pytest
 
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import CONFIGS, dump, find, includes, load, load_cluster, load_stage
-from bigdiff.config.schema import Cluster, Stage
+from bigdiff.config.schema import Stage
 
 STAGES = sorted(path.stem for path in (CONFIGS / "stages").glob("*.yaml"))
 CLUSTERS = sorted(path.stem for path in (CONFIGS / "cluster").glob("*.yaml"))

@@ -1,9 +1,11 @@
 import json
+import socket
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from bigdiff.config.errors import RunError
+from bigdiff.config.errors import RunError, UsageError
 from bigdiff.runtime import world
 
 SCRIPT = """
@@ -61,3 +63,46 @@ def test_half_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RunError, match="WORLD_SIZE"):
         world.enter(10)
+
+
+LACKING = """
+import json, os, sys, torch
+from bigdiff.runtime import world
+rank = int(os.environ["RANK"])
+os.environ["SLURMD_NODENAME"] = f"n{rank // 2 + 1}"
+told = []
+for broken in ([], [3], [0, 1, 2, 3]):  # without a GPU here, processes are said to have one
+    world._device = lambda local_rank, gpu: (torch.device("cpu"), "no CUDA device is seen" if rank in broken else "")
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    try:
+        world.enter(60, gpu=True).barrier()
+        world.leave()
+        told.append("met")
+    except Exception as error:
+        told.append(f"{type(error).__name__}: {error}")
+print(json.dumps(told))
+"""
+
+
+def test_a_node_without_its_gpus_is_known_to_all_before_the_group_is_made(
+    run_ranks: Callable[..., list[str]],
+) -> None:
+    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(LACKING, 4)]
+    assert all(one == told[0] for one in told)
+    assert told[0][:2] == ["met", "NodeError: node n2: no CUDA device is seen"]
+    assert told[0][2].startswith("UsageError: no CUDA device is seen on node n1, nor a working one on any other: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpus_that_a_cluster_promises_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="gpus_per_node must be 0 to train on CPUs"):
+        world.enter(10, gpu=True)
+
+
+def test_a_node_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    assert world.host() == "gpu07"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    assert world.host() == socket.gethostname()
