@@ -5,6 +5,7 @@ import argparse
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster import machine, submit
 from bigdiff.cluster.follow import follow
+from bigdiff.cluster.ready import reached
 from bigdiff.config.errors import door
 from bigdiff.config.load import CARD, dump, load_cluster, load_stage
 
@@ -30,8 +31,8 @@ def main() -> None:
         print(dump(stage))
         print(summary(stage, cluster, parameters(stage)), command, sep="\n\n")
         return
-    if submit.reached(stage) >= stage.steps:
-        print(f"{stage.name} is finished: {folder} holds step {submit.reached(stage)} of {stage.steps}; nothing to do")
+    if reached(stage) >= stage.steps:
+        print(f"{stage.name} is finished: {folder} holds step {reached(stage)} of {stage.steps}; nothing to do")
         return
     ended = follow(submit.local(stage, cluster, here), print)[0]
     print(f"{stage.name} {'is finished' if ended.finished else 'was stopped'} at step {ended.step}: {folder}")

@@ -21,9 +21,9 @@ from submitit.core.utils import JobPaths, pickle_load
 
 from bigdiff.checkpoint.layout import latest, step_of
 from bigdiff.cluster import suspects
+from bigdiff.cluster.clients import scontrol, state
 from bigdiff.cluster.crash import RECORD, Crash, Kind, avoided, crashes, write
 from bigdiff.cluster.follow import sentence
-from bigdiff.cluster.rendezvous import scontrol, state
 from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError, door
 
 LEAVE_SECONDS: Final = 60  # in which SLURM ends the batch script of a requeued job

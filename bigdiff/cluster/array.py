@@ -7,7 +7,6 @@ it leaves the array running, and its next start cancels that before it submits a
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from tqdm import tqdm
 
+from bigdiff.cluster.clients import scancel, squeue
 from bigdiff.cluster.follow import reported
-from bigdiff.cluster.rendezvous import squeue
 from bigdiff.cluster.submit import common
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import RunError, UsageError
@@ -144,7 +143,7 @@ class Array:
                         yield number, f"the job or its node was lost (see {jobs.pop(number).paths.stdout})"
                 time.sleep(self.pace.look if jobs else 0.0)
         finally:
-            _cancel({job.job_id for job in jobs.values()})
+            scancel({job.job_id for job in jobs.values()})
             (self.folder / _SUBMITTED).unlink(missing_ok=True)
 
     def _submit(self, shares: list[Share[Any, Any]], title: str) -> list[Any]:
@@ -163,7 +162,7 @@ class Array:
         if not file.exists():
             return
         earlier = set(json.loads(file.read_text()))
-        _cancel(earlier)
+        scancel(earlier)
         while _running(earlier):
             time.sleep(self.pace.look)
         file.unlink()
@@ -201,18 +200,13 @@ def parameters(cluster: Cluster, title: str, processes: int, device: bool) -> di
         "gpus_per_node": 1 if device and cluster.gpus_per_node else None,
         "array_parallelism": cluster.nodes,
         "additional_parameters": {"requeue": True},
-        "srun_args": [f"--cpus-per-task={cores}"],  # not inherited since 22.05
+        "srun_args": [f"--cpus-per-task={cores}", *cluster.srun_args],  # not inherited since 22.05
     }
 
 
 def _running(arrays: set[str]) -> set[str]:
     """The elements of `arrays` that wait or run, as `ARRAY_NUMBER` (or `ARRAY` alone for a job that is no array)."""
     return {line.strip() for line in squeue("--array", "--format=%i", f"--jobs={','.join(sorted(arrays))}")}
-
-
-def _cancel(jobs: set[str]) -> None:
-    if jobs:
-        subprocess.run(["scancel", *sorted(jobs)], capture_output=True, timeout=60, check=False)
 
 
 def _outcome(job: Any, found: tuple[str, Any]) -> list[Any] | str:  # noqa: ANN401 (submitit is untyped here)

@@ -22,8 +22,9 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from bigdiff.checkpoint.layout import run_folder
+from bigdiff.cluster.clients import state
 from bigdiff.cluster.crash import endured
-from bigdiff.cluster.rendezvous import export, find, first_address, state
+from bigdiff.cluster.rendezvous import export, find, first_address
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Stage

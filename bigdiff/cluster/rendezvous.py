@@ -3,12 +3,11 @@
 import os
 import random
 import re
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
+from bigdiff.cluster.clients import scontrol
 from bigdiff.config.errors import RunError
 
 # Below the kernel's ephemeral ports (32768 and up), which any client connection may hold for a moment
@@ -114,56 +113,6 @@ def first_address(nodes: str) -> str:
         found = re.search(r"\bNodeAddr=(\S+)", scontrol("show", "node", "-o", host))
         return found.group(1) if found else host
     return host
-
-
-def state(job: str) -> str:
-    """SLURM's state of a job: RUNNING, COMPLETING, CANCELLED, PENDING, ...
-
-    Raises:
-        RunError: when SLURM's `scontrol` does not answer.
-    """
-    return shown(job, "JobState") or "UNKNOWN"
-
-
-def shown(job: str, field: str) -> str:
-    """What SLURM shows of a job in one of its fields; "" where it has none.
-
-    Raises:
-        RunError: as `state`.
-    """
-    found = re.search(rf"\b{field}=(\S+)", scontrol("show", "job", "-o", job))
-    return found.group(1) if found else ""
-
-
-def squeue(*options: str) -> list[str]:
-    """The lines that SLURM's `squeue` prints; none of the jobs that it has forgotten, as it does after minutes.
-
-    Raises:
-        RunError: when it does not answer.
-    """
-    told = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True, timeout=60, check=False)
-    if told.returncode and "Invalid job id" not in told.stderr:
-        raise RunError(f"squeue does not answer: {told.stderr.strip()}; the same command again continues")
-    return told.stdout.splitlines()
-
-
-def scontrol(*arguments: str, silent: bool = False) -> str:
-    """What SLURM's `scontrol` prints for `arguments`.
-
-    Raises:
-        RunError: when it is missing, fails, does not answer in a minute, or says nothing and may not be `silent`.
-    """
-    program = shutil.which("scontrol")
-    if program is None:
-        raise RunError("scontrol not found on this node: SLURM's client programs must be in PATH of the job")
-    try:
-        # a client waits for minutes for a controller that is gone
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=True)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        raise RunError(f"scontrol {' '.join(arguments)} failed: {error}") from error
-    if not done.stdout.strip() and not silent:
-        raise RunError(f"scontrol {' '.join(arguments)} gave no answer")
-    return done.stdout
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

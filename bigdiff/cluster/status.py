@@ -1,4 +1,4 @@
-"""How each stage of a chain stands: its job, where it is, how fast, what is left, and what ended it before.
+"""How each stage and task of a chain stands: its job, where it is, how fast, what is left, and what ended it before.
 
 Read from the run's folder, and from SLURM where that is here: a job's state is asked of `squeue`, never guessed.
 """
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bigdiff.checkpoint import layout
+from bigdiff.cluster import task
+from bigdiff.cluster.clients import shown, squeue
 from bigdiff.cluster.crash import Crash, crashes
-from bigdiff.cluster.rendezvous import shown, squeue
+from bigdiff.config.recipe import Task
 from bigdiff.config.schema import Stage
 
 _JOB: Final = re.compile(r"\d{8}-\d{6}-(\d+)")  # a job's folder among the logs: when it was submitted, and its id
@@ -47,11 +49,11 @@ class Found:
 class Standing:
     """A line of the table."""
 
-    stage: str
+    name: str  # of the stage or task
     state: str  # "finished", "running", "pending (Priority)", "stopped", "failed", "not started"
     job: str
     step: int
-    steps: int
+    steps: int  # 0 of a task
     images_per_second: float | None  # None before the first reading
     seconds_left: float | None  # while it runs
     checkpoint: int
@@ -59,29 +61,31 @@ class Standing:
     why: str  # of the newest crash
 
 
-def stand(stage: Stage, found: Found, queued: Queued | None) -> Standing:
-    """The stage's line, from what its folder holds and what SLURM says of its job."""
-    step = max(int(found.reading.get("step", 0)), found.checkpoint)
-    rate = found.reading.get("speed/images_per_second")
-    state = _state(stage, found, queued)
-    left = (stage.steps - step) * stage.batch.total / rate if rate and state == "running" else None
+def stand(work: Stage | Task, found: Found, queued: Queued | None) -> Standing:
+    """The line of a stage or task, from what its folder holds and what SLURM says of its job."""
+    step, steps, rate, left = 0, 0, None, None
+    state = _state(work, found, queued)
+    if isinstance(work, Stage):
+        step, steps = max(int(found.reading.get("step", 0)), found.checkpoint), work.steps
+        rate = found.reading.get("speed/images_per_second")
+        left = (steps - step) * work.batch.total / rate if rate and state == "running" else None
     own = [one for one in found.crashes if one.job.endswith(f"-{found.job}")]
     return Standing(
-        stage=stage.name,
+        name=work.name,
         state=state,
         job=found.job,
         step=step,
-        steps=stage.steps,
+        steps=steps,
         images_per_second=rate,
         seconds_left=left,
         checkpoint=found.checkpoint,
-        restarts=queued.restarts if queued else sum(one.kind == "passing" for one in own),
+        restarts=queued.restarts if queued else sum(one.kind in ("passing", "node") for one in own),
         why=found.crashes[-1].why if found.crashes else "",
     )
 
 
-def _state(stage: Stage, found: Found, queued: Queued | None) -> str:
-    if found.checkpoint >= stage.steps:
+def _state(work: Stage | Task, found: Found, queued: Queued | None) -> str:
+    if task.done(work) if isinstance(work, Task) else found.checkpoint >= work.steps:
         return "finished"
     if queued is not None:
         waits = f" ({queued.reason})" if queued.state == "PENDING" and queued.reason not in ("", "None") else ""
@@ -90,7 +94,8 @@ def _state(stage: Stage, found: Found, queued: Queued | None) -> str:
         return "running"
     if found.crashes and found.crashes[-1].step >= found.checkpoint:
         return "failed"
-    return "stopped" if found.checkpoint or found.reading else "not started"
+    begun = found.checkpoint or found.reading or (isinstance(work, Task) and found.job)
+    return "stopped" if begun else "not started"
 
 
 def find(run: Path) -> Found:

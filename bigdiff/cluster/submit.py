@@ -6,7 +6,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,18 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
-from bigdiff.checkpoint import predecessor
-from bigdiff.checkpoint.layout import latest, run_folder, step_of
-from bigdiff.cluster import status
+from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster.job import TrainJob
 from bigdiff.cluster.machine import Machine
+from bigdiff.cluster.ready import startable
 from bigdiff.cluster.rendezvous import free_port
 from bigdiff.cluster.suspects import START
+from bigdiff.cluster.task import TaskJob
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.config.schema import Stage, on_images, sources
-from bigdiff.data import manifest
+from bigdiff.config.recipe import Task
+from bigdiff.config.schema import Stage
 
 # each start in the log, which all starts of a job share
 START_LINE = f'echo "{START}${{SLURM_RESTART_COUNT:-0}} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"'
@@ -41,56 +42,93 @@ class _SlurmExecutor(submitit.SlurmExecutor):  # type: ignore[misc] # submitit i
         return 2
 
 
-def reached(stage: Stage) -> int:
-    """The step of the stage's newest checkpoint, 0 before the first."""
-    newest = latest(run_folder(stage.runs, stage.name))
-    return step_of(newest) if newest else 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """What a job asks for, of a cluster's nodes."""
+
+    nodes: int
+    processes_per_node: int
+    gpus_per_node: int
 
 
-def startable(stage: Stage) -> None:
-    """Refuse a stage whose run would find, on all its nodes, that what it starts from is not there.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Work to be submitted: a callable that submitit pickles, its name in the queue, and the folder of its logs."""
 
-    Raises:
-        UsageError: as bigdiff.checkpoint.predecessor.chosen.
-    """
-    if stage.init_from and not reached(stage):
-        predecessor.chosen(stage)
-
-
-def has_data(stage: Stage) -> None:
-    """Refuse a stage whose shard sets are not there, where they lie in folders: a queue may take days to say so.
-
-    Raises:
-        UsageError: as bigdiff.data.manifest.read.
-    """
-    for one in sources(stage.data):
-        if "://" not in one.location:
-            manifest.read(Path(one.location), "images" if on_images(stage.data) else "latents")
+    work: Callable[[], Any]
+    about: str  # "stage 512px", for a person
+    name: str
+    folder: Path  # of the run, or of the task: above its logs
+    size: Size
 
 
-def parameters(stage: Stage, cluster: Cluster, after: str = "") -> dict[str, Any]:
-    """submitit.SlurmExecutor's parameters: what becomes the `#SBATCH` lines and the srun command.
-
-    The job waits for job `after` to succeed, and for any older job of the same run to end ("singleton"), so that two
-    submissions never train into one folder.
+def of_stage(stage: Stage, cluster: Cluster) -> Job:
+    """The training of a stage.
 
     Raises:
         UsageError: for a cluster that cannot work.
     """
+    slurm_only(cluster)
+    check(stage, cluster)
+    return Job(
+        work=TrainJob(stage=stage, cluster=cluster),
+        about=f"stage {stage.name}",
+        name=f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
+        folder=run_folder(stage.runs, stage.name),
+        size=Size(
+            nodes=cluster.nodes, processes_per_node=cluster.processes_per_node, gpus_per_node=cluster.gpus_per_node
+        ),
+    )
+
+
+def of_task(task: Task, folder: Path, cluster: Cluster) -> Job:
+    """A task of a recipe, whose logs are in `folder`: one process on one node.
+
+    Raises:
+        UsageError: for a cluster that cannot work, or does not have what the task needs.
+    """
+    slurm_only(cluster)
+    check_cluster(cluster)
+    if task.gpus > cluster.gpus_per_node:
+        raise UsageError(
+            f"task {task.name} needs {task.gpus} GPUs on a node, cluster {cluster.name} has {cluster.gpus_per_node}"
+        )
+    return Job(
+        work=TaskJob(task=task),
+        about=f"task {task.name}",
+        name=f"bigdiff-{folder}".replace("/", "-"),
+        folder=folder,
+        size=Size(nodes=1, processes_per_node=1, gpus_per_node=task.gpus),
+    )
+
+
+def slurm_only(cluster: Cluster) -> None:
+    """Refuse a cluster that is this machine.
+
+    Raises:
+        UsageError: naming it.
+    """
     if cluster.kind != "slurm":
         raise UsageError(f"cluster {cluster.name} is {cluster.kind}: use launch/local.py for this machine")
-    check(stage, cluster)
+
+
+def parameters(job: Job, cluster: Cluster, after: Sequence[str] = ()) -> dict[str, Any]:
+    """submitit.SlurmExecutor's parameters: what becomes the `#SBATCH` lines and the srun command.
+
+    The job waits for the jobs `after` to succeed, and for any older job of its name to end ("singleton"), so that two
+    submissions never write into one folder.
+    """
     always = common(cluster)
     return {
         **always,
         # the script's last lines must be reached, whatever the cluster's own lines have set
         "setup": [START_LINE, *always["setup"], "set +e"],
-        "job_name": f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
-        "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.processes_per_node,
-        "gpus_per_node": cluster.gpus_per_node or None,
+        "job_name": job.name,
+        "nodes": job.size.nodes,
+        "ntasks_per_node": job.size.processes_per_node,
+        "gpus_per_node": job.size.gpus_per_node or None,
         "cpus_per_task": cluster.cpus_per_process,
-        "dependency": f"afterok:{after},singleton" if after else "singleton",
+        "dependency": ",".join([*([f"afterok:{':'.join(after)}"] if after else []), "singleton"]),
         "signal_delay_s": cluster.signal_seconds,
         # a job whose predecessor failed would wait for ever without kill-on-invalid-dep
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
@@ -121,6 +159,16 @@ def check(stage: Stage, cluster: Cluster) -> None:
     Raises:
         UsageError: naming the key.
     """
+    check_cluster(cluster)
+    passes(stage, cluster.nodes * cluster.processes_per_node, gpu=cluster.gpus_per_node > 0)
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Refuse a cluster whose values do not fit each other.
+
+    Raises:
+        UsageError: naming the key.
+    """
     for key in ("nodes", "processes_per_node", "cpus_per_process", "time_minutes", "signal_seconds", "max_crashes"):
         if getattr(cluster, key) < 1:
             raise UsageError(f"cluster {cluster.name}: {key}={getattr(cluster, key)} must be positive")
@@ -136,7 +184,6 @@ def check(stage: Stage, cluster: Cluster) -> None:
             f"cluster {cluster.name}: signal_seconds={cluster.signal_seconds} is not before the end of "
             f"time_minutes={cluster.time_minutes}"
         )
-    passes(stage, cluster.nodes * cluster.processes_per_node, gpu=cluster.gpus_per_node > 0)
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -173,30 +220,26 @@ def crashed(folder: Path, limit: int) -> list[str]:
     return ["status=$?", 'if [ "$status" -ne 0 ]; then', f'  {shlex.join(words)} --status="$status"', "fi", ""]
 
 
-def script(stage: Stage, cluster: Cluster, after: str = "") -> str:
-    """The sbatch script that `slurm` would submit, letter for letter but for the time in its log folder's name.
-
-    Raises:
-        UsageError: for a cluster that cannot work.
-    """
-    executor = _slurm_executor(stage, cluster, after)
+def script(job: Job, cluster: Cluster, after: Sequence[str] = ()) -> str:
+    """The sbatch script that `slurm` would submit, letter for letter but for the time in its log folder's name."""
+    executor = _slurm_executor(job, cluster, after)
     # submitit offers the text only as a private method: the version is pinned and a test reads the lines
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def slurm(stage: Stage, cluster: Cluster, after: str = "") -> str:
-    """Submit the stage to SLURM, after the success of job `after` if given; returns the new job's id.
+def slurm(job: Job, cluster: Cluster, after: Sequence[str] = ()) -> str:
+    """Submit to SLURM, after the success of the jobs `after`; returns the new job's id.
 
     Raises:
-        UsageError: without sbatch here, or for a cluster that cannot work.
+        UsageError: without sbatch here.
         RunError: when sbatch refuses the script, with its own words.
     """
-    executor = _slurm_executor(stage, cluster, after)
+    executor = _slurm_executor(job, cluster, after)
     has_sbatch()
     try:
-        return str(executor.submit(TrainJob(stage=stage, cluster=cluster)).job_id)
+        return str(executor.submit(job.work).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise RunError(f"sbatch refused stage {stage.name}: {error}") from error
+        raise RunError(f"sbatch refused {job.about}: {error}") from error
 
 
 def has_sbatch() -> None:
@@ -209,52 +252,6 @@ def has_sbatch() -> None:
         raise UsageError(
             "sbatch not found: run this on a login node of the cluster, or add --dry-run to see the script"
         )
-
-
-def scripts(stages: Sequence[Stage], cluster: Cluster) -> Iterator[tuple[Stage, str]]:
-    """Each stage with its sbatch script, where <id of NAME> stands for the job id of the stage before it.
-
-    Raises:
-        UsageError: for a cluster that cannot work.
-    """
-    names = {stage.name for stage in stages}
-    for stage in stages:
-        yield stage, script(stage, cluster, f"<id of {stage.init_from}>" if stage.init_from in names else "")
-
-
-def chain(stages: Sequence[Stage], cluster: Cluster) -> Iterator[str]:
-    """Submit the unfinished `stages`, each after the success of the one it starts from; a line for each.
-
-    A stage whose job still waits or runs is left alone, and the next one waits for that job.
-
-    Raises:
-        UsageError: before anything is submitted, when a stage's data, or a run outside of `stages` that it starts from,
-            is not there.
-        UsageError, RunError: as `slurm`; what was submitted before stays submitted.
-    """
-    jobs: dict[str, str] = {}
-    for stage in stages:
-        parameters(stage, cluster)
-        if stage.init_from not in {one.name for one in stages}:
-            startable(stage)
-    has_sbatch()
-    for stage in stages:
-        if reached(stage) < stage.steps:
-            has_data(stage)
-    for stage in stages:
-        folder, step = run_folder(stage.runs, stage.name), reached(stage)
-        if step >= stage.steps:
-            yield f"{stage.name} is finished: {folder} holds step {step} of {stage.steps}"
-            continue
-        job, state = status.waiting(folder)
-        if job:
-            jobs[stage.name] = job
-            yield f"{stage.name} is job {job} already, {state}, at step {step}: `scancel {job}` first to submit it anew"
-            continue
-        after = jobs.get(stage.init_from, "")
-        jobs[stage.name] = slurm(stage, cluster, after)
-        waits = f", after job {after}" if after else ""
-        yield f"{stage.name} submitted as job {jobs[stage.name]} from step {step}{waits}; logs in {folder / 'logs'}"
 
 
 def command(stage: Stage, cluster: Cluster) -> str:
@@ -307,11 +304,10 @@ def start(job: Callable[[], Any], run: Path, cluster: Cluster, machine: Machine)
         signal.signal(signal.SIGINT, before)
 
 
-def _slurm_executor(stage: Stage, cluster: Cluster, after: str) -> _SlurmExecutor:
-    chosen = parameters(stage, cluster, after)
-    folder = _logs(run_folder(stage.runs, stage.name))
+def _slurm_executor(job: Job, cluster: Cluster, after: Sequence[str]) -> _SlurmExecutor:
+    folder = _logs(job.folder)
     executor = _SlurmExecutor(folder, max_num_timeout=cluster.max_requeues)
-    executor.update_parameters(**chosen, teardown=crashed(folder, cluster.max_crashes))
+    executor.update_parameters(**parameters(job, cluster, after), teardown=crashed(folder, cluster.max_crashes))
     return executor
 
 

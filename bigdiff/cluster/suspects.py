@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from bigdiff.cluster.rendezvous import scontrol, shown
+from bigdiff.cluster.clients import refused, scontrol, shown
 
 START: Final = "== start "  # a line of the batch script's log, before anything else of a start
 _READ: Final = 2**20  # bytes of the log's end
@@ -46,10 +45,7 @@ def job_nodes() -> tuple[str, ...]:
 
 def spared(script: Path, without: Sequence[str]) -> bool:
     """Whether SLURM could start the job of `script` without these nodes; nodes that others use now count."""
-    words = ["sbatch", "--test-only", f"--exclude={','.join(without)}", "--dependency=singleton", str(script)]
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
-    ours |= {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
-    return subprocess.run(words, capture_output=True, timeout=60, check=False, env=ours).returncode == 0
+    return not refused(script, f"--exclude={','.join(without)}")
 
 
 def excluded(job: str) -> tuple[str, ...]:

@@ -1,12 +1,26 @@
 """The stages that make a model: a graph in which each stage starts from random weights or from another's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import CARD, CONFIGS, find, load, load_stage
 from bigdiff.config.schema import Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What is done before, between or after the stages, by one process of its own: a command of this project.
+
+    Words may hold {runs}, the stages' folder of runs, and {cluster}, the name that the stages are submitted with.
+    """
+
+    name: str
+    run: tuple[str, ...]  # words behind `python`: a door's path in the repository, or -m and a module
+    makes: str  # the shard set's folder, or the file, that is there once it is done
+    after: tuple[str, ...] = ()  # tasks and stages that must be done; a stage waits by itself for what makes its sets
+    gpus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +31,7 @@ class Recipe:
     about: str = ""  # for a person
     stages: tuple[str, ...]  # names of stage files, each after the one it starts from or not: they are sorted
     facts: str = ""  # folder under configs/fidelity: what is published about these stages
+    tasks: list[Task] = field(default_factory=list)  # what makes their data, and what judges them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

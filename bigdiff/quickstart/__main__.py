@@ -19,7 +19,7 @@ def main() -> None:
     """Prepare data, train both stages, export, judge, and say where everything is."""
     parser = argparse.ArgumentParser(prog="python -m bigdiff.quickstart", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the training; the pictures stay the same")
-    places, clock = Places(seed=parser.parse_args().seed), Clock()
+    places, clock = Places.of_seed(parser.parse_args().seed), Clock()
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
 
     def say(line: str) -> None:

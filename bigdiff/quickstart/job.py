@@ -27,8 +27,14 @@ GRID_SEED: Final = 2  # of the grid's captions; the judged ones have another
 class Places:
     """Where the quickstart keeps what it makes; the shards are the same for every seed, the runs are not."""
 
-    seed: int
+    seed: int = 0  # of the training
+    runs: Path = Path("runs")  # the run folders of the stages
     base: Path = Path("runs/quickstart")
+
+    @classmethod
+    def of_seed(cls, seed: int) -> "Places":
+        """Those of `make quickstart`."""
+        return cls(seed=seed, runs=Path("runs") if seed == 0 else Path(f"runs/seed-{seed}"))
 
     @property
     def meta(self) -> Path:
@@ -44,11 +50,6 @@ class Places:
     def components(self) -> Path:
         """VAE, text encoder and tokenizer."""
         return self.base / "components"
-
-    @property
-    def runs(self) -> Path:
-        """The run folders of the stages."""
-        return Path("runs") if self.seed == 0 else Path(f"runs/seed-{self.seed}")
 
     def run(self, size: int) -> Path:
         """The run folder of one stage."""
@@ -83,7 +84,7 @@ class Clock:
 def build_shards(places: Places) -> list[str]:
     """URLs -> image shards."""
     output = ["--input", str(places.meta), "--output", str(places.images)]
-    return ["data_prep/build_shards.py", "--config", "configs/data/quickstart.yaml", *output]
+    return ["data_prep/build_shards.py", "--config", "quickstart", *output]
 
 
 def encode(places: Places, size: int) -> list[str]:
@@ -113,7 +114,8 @@ def run(command: Sequence[str], say: Callable[[str], None]) -> None:
         RunError: when it does not exit 0; its own message is on the terminal.
     """
     say("$ python " + " ".join(command))
-    with Popen([sys.executable, *command], cwd=ROOT) as process:
+    first, *rest = command
+    with Popen([sys.executable, first if first.startswith("-") else str(ROOT / first), *rest]) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -124,23 +126,33 @@ def run(command: Sequence[str], say: Callable[[str], None]) -> None:
         raise RunError(f"python {name} ended with exit code {code}; the same command again continues")
 
 
-def prepare(places: Places, clock: Clock, say: Callable[[str], None]) -> None:
-    """Draw, serve, download, pack and encode: everything that training reads."""
-    with clock.phase("draw 20,000 captioned scenes", say):
-        draw(places.base, Options())
-    with clock.phase("serve, download, verify and pack them", say), serve(places.base):
-        run(build_shards(places), say)
+def images(places: Places, options: Options, clock: Clock, say: Callable[[str], None]) -> None:
+    """Draw, serve, download and pack. The frozen components come first: that the set is there tells that all is."""
     with clock.phase("make the frozen components", say):
         write_components(places.components)
+    with clock.phase(f"draw {options.count:,} captioned scenes", say):
+        draw(places.base, options)
+    with clock.phase("serve, download, verify and pack them", say), serve(places.base, options.port):
+        run(build_shards(places), say)
+
+
+def prepare(places: Places, clock: Clock, say: Callable[[str], None]) -> None:
+    """Draw, serve, download, pack and encode: everything that training reads."""
+    images(places, Options(), clock, say)
     for size in SIZES:
         with clock.phase(f"encode {size} px latents", say):
             run(encode(places, size), say)
 
 
 def stage(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -> Table:
-    """Train, export and judge one stage."""
+    """Train and judge one stage."""
     with clock.phase(f"train quickstart-{size}px", say):
         run(train(places, size), say)
+    return judge(places, size, clock, say)
+
+
+def judge(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -> Table:
+    """Audit, export and judge a stage that was trained."""
     with clock.phase("audit: was every position read once, and the right sample at each?", say):
         run(audit(places, size), say)
     with clock.phase(f"export the {size} px pipeline", say):

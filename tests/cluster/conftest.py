@@ -96,8 +96,9 @@ class Slurm:
         _until(lambda: self.idle() == list(NODES), "idle nodes")
 
     def idle(self) -> list[str]:
-        """Names of the nodes that nothing runs on."""
-        return self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()
+        """Names of the nodes that answer and that nothing runs on."""
+        rows = [line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()]
+        return [name for name, state in rows if state == "idle"]  # "idle*" does not answer
 
     def run(self, *words: str) -> str:
         """The output of a client; without its daemon it would wait for minutes."""
@@ -164,7 +165,7 @@ def slurm(_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
         monkeypatch.delenv(name)
     for name, value in _slurm.environment.items():
         monkeypatch.setenv(name, value)
-    _until(lambda: not _slurm.run("squeue", "-h"), "an empty queue")
+    _until(lambda: not _slurm.run("squeue", "-h") and _slurm.idle() == list(NODES), "empty queue and idle nodes")
     return _slurm
 
 

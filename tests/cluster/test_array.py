@@ -41,7 +41,7 @@ def test_outcomes_come_in_the_order_of_the_tasks(slurm: Slurm, tmp_path: Path) -
 
     found = list(array(tmp_path).each(work, range(7), "squares"))
     assert [square for square, _ in found] == [number**2 for number in range(7)]
-    assert {node for _, node in found} == {"n1", "n2"}
+    assert len({node for _, node in found}) > 1
     assert list(array(tmp_path).each(work, [], "nothing")) == []
     assert not (tmp_path / "submitted.json").exists()
 
@@ -82,7 +82,7 @@ def test_a_part_whose_process_is_killed_runs_again(slurm: Slurm, tmp_path: Path)
 def test_a_killed_command_leaves_an_array_which_the_next_one_ends(slurm: Slurm, tmp_path: Path) -> None:
     script = (
         "import time\nfrom pathlib import Path\nfrom bigdiff.cluster.array import Array, Pace\n"
-        "from bigdiff.config.schema import Cluster\n"
+        "from bigdiff.config.cluster import Cluster\n"
         "def work(number):\n    import pathlib, time\n"
         f"    pathlib.Path({str(tmp_path)!r}, f'began-{{number}}').touch()\n    time.sleep(120)\n"
         "cluster = Cluster(name='test', nodes=2, gpus_per_node=0, cpus_per_process=1, time_minutes=5)\n"

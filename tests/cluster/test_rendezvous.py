@@ -13,9 +13,7 @@ from bigdiff.cluster.rendezvous import (
     find,
     first_address,
     free_port,
-    scontrol,
     slurm_port,
-    state,
 )
 from bigdiff.config.errors import RunError
 
@@ -126,18 +124,3 @@ def test_a_silent_or_missing_scontrol_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(RunError, match="scontrol not found"):
         first_address("n1")
-
-
-def test_a_jobs_state_is_slurms_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, 'test "$*" = "show job -o 17" && echo "JobId=17 JobState=RUNNING Reason=None"')
-    assert state("17") == "RUNNING"
-    put_scontrol(tmp_path, monkeypatch, "echo JobId=17")
-    assert state("17") == "UNKNOWN"
-
-
-def test_an_order_may_be_carried_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, "exit 0")
-    assert scontrol("requeue", "17", silent=True) == ""
-    put_scontrol(tmp_path, monkeypatch, "exit 1")
-    with pytest.raises(RunError, match="scontrol requeue 17 failed"):
-        scontrol("requeue", "17", silent=True)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from bigdiff.cluster import status, submit
+from bigdiff.cluster import status
+from bigdiff.cluster.chain import Chain, submitted
 from bigdiff.cluster.crash import Crash
 from bigdiff.cluster.status import Found, Queued
 from bigdiff.config.cluster import Cluster
+from bigdiff.config.graph import chain
 from bigdiff.config.load import load_stage
+from bigdiff.config.schema import Stage
 from bigdiff.runtime.files import write_json
 
 CRASH = Crash(time=1.0, job="20261121-120000-77", nodes="n1", status=137, step=40, kind="passing", why="killed")
@@ -24,6 +27,10 @@ FOUND = Found(
     crashes=(CRASH,),
 )
 RUNNING = Queued(state="RUNNING", reason="None", nodes="n[1-2]", restarts=2)
+
+
+def of(*stages: Stage) -> Chain:
+    return Chain(recipe="", nodes=chain(stages), runs=stages[0].runs)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +97,15 @@ def test_the_same_command_again_leaves_a_job_that_waits_alone(slurm: Any, toy: P
     cluster = Cluster(name="test", nodes=2, processes_per_node=1, gpus_per_node=0, cpus_per_process=1)
     slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
-        (first,) = submit.chain([one], cluster)
-        job = re.findall(r"submitted as job (\d+) from step 0", first)[0]
+        (first,) = submitted(of(one), cluster)
+        job = re.findall(r"submitted as job (\d+), at step 0 of 20", first)[0]
         assert status.waiting(tmp_path / "one") == (job, "pending")
-        again, next_one = submit.chain([one, replace(two, init_from="one")], cluster)
-        assert again == f"one is job {job} already, pending, at step 0: `scancel {job}` first to submit it anew"
-        assert f"from step 0, after job {job};" in next_one
+        again, next_one = submitted(of(one, replace(two, init_from="one")), cluster)
+        assert again == f"one is job {job} already, pending, at step 0 of 20: `scancel {job}` first to submit it anew"
+        assert f"at step 0 of 20, after job {job};" in next_one
         assert len(slurm.run("squeue", "-h").splitlines()) == 2
         slurm.run("scancel", job)
-        (anew,) = submit.chain([one], cluster)
+        (anew,) = submitted(of(one), cluster)
         assert "submitted as job" in anew and f"job {job} " not in anew
     finally:
         slurm.run("scancel", "--state=PENDING")

@@ -15,7 +15,7 @@ from bigdiff.cluster.machine import Machine, fit
 from bigdiff.config.cluster import Cluster, Preflight
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import load_cluster, load_stage
-from bigdiff.config.recipe import load_recipe
+from bigdiff.config.recipe import Task
 from bigdiff.config.schema import Stage
 
 CARD = load_cluster("sd-v1-card")
@@ -26,6 +26,10 @@ def stage(tmp_path: Path) -> Stage:
     return load_stage("512px", [f"runs={tmp_path / 'runs'}"])
 
 
+def script(stage: Stage, cluster: Cluster) -> str:
+    return submit.script(submit.of_stage(stage, cluster), cluster)
+
+
 def flags(script: str) -> dict[str, str]:
     return {key: value for key, _, value in re.findall(r"^#SBATCH --([a-z-]+)(=(.*))?$", script, re.MULTILINE)}
 
@@ -34,7 +38,7 @@ def test_the_script_says_all_that_slurm_must_know(stage: Stage) -> None:
     cluster = replace(
         CARD, qos="high", constraint="a100", exclude="gpu[03,17]", memory_gb=900, setup=("module load cuda",)
     )
-    lines = flags(submit.script(stage, cluster))
+    lines = flags(script(stage, cluster))
     assert {key: lines[key] for key in ("nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task")} == {
         "nodes": "32",
         "ntasks-per-node": "8",
@@ -55,7 +59,7 @@ def test_the_script_runs_setup_then_variables_then_srun(stage: Stage) -> None:
         environment=("NCCL_IB_HCA=mlx5", "NOTE=a b; rm -rf $HOME"),
         srun_args=("--container-image=a b.sqsh",),
     )
-    text = submit.script(stage, cluster)
+    text = script(stage, cluster)
     order = [
         'echo "== start ${SLURM_RESTART_COUNT:-0} of job',
         "module load cuda",
@@ -79,7 +83,7 @@ def test_the_script_runs_setup_then_variables_then_srun(stage: Stage) -> None:
 @pytest.mark.parametrize("status", [0, 1, 137])
 def test_the_scripts_status_is_that_of_its_last_word(stage: Stage, tmp_path: Path, status: int) -> None:
     """With a cluster's own `set -eu -o pipefail`, an srun that fails, and another program than ours for a Python."""
-    text = submit.script(stage, replace(CARD, setup=("set -eu -o pipefail",)))
+    text = script(stage, replace(CARD, setup=("set -eu -o pipefail",)))
     text = text.replace(sys.executable, str(tmp_path / "python"))
     for name, body in {"srun": f"exit {status}", "python": f'echo "$@" >> {tmp_path}/said; exit 7'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -92,12 +96,12 @@ def test_the_scripts_status_is_that_of_its_last_word(stage: Stage, tmp_path: Pat
 
 
 def test_what_is_left_empty_is_left_to_the_cluster(stage: Stage) -> None:
-    lines = flags(submit.script(stage, replace(CARD, partition="", account="", memory_gb=0)))
+    lines = flags(script(stage, replace(CARD, partition="", account="", memory_gb=0)))
     assert not {"partition", "account", "mem", "qos", "constraint", "exclude", "wckey"} & set(lines)
 
 
 def test_a_cpu_cluster_asks_for_no_gpus_and_sets_the_threads(stage: Stage) -> None:
-    text = submit.script(stage, replace(CARD, gpus_per_node=0))
+    text = script(stage, replace(CARD, gpus_per_node=0))
     assert "gpus-per-node" not in text
     assert "export DS_ACCELERATOR=cpu\nexport OMP_NUM_THREADS=12\n" in text
     own = submit.environment(replace(CARD, gpus_per_node=0, environment=("OMP_NUM_THREADS=1",)))
@@ -106,8 +110,8 @@ def test_a_cpu_cluster_asks_for_no_gpus_and_sets_the_threads(stage: Stage) -> No
 
 
 def test_a_job_waits_for_the_one_before_and_goes_if_that_fails(stage: Stage) -> None:
-    lines = flags(submit.script(stage, CARD, after="17"))
-    assert lines["dependency"] == "afterok:17,singleton"
+    lines = flags(submit.script(submit.of_stage(stage, CARD), CARD, after=["17", "18"]))
+    assert lines["dependency"] == "afterok:17:18,singleton"
     assert lines["kill-on-invalid-dep"] == "yes"
 
 
@@ -127,13 +131,13 @@ def test_a_job_waits_for_the_one_before_and_goes_if_that_fails(stage: Stage) -> 
 )
 def test_a_cluster_that_cannot_work_is_refused(stage: Stage, change: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        submit.script(stage, replace(CARD, **change))  # type: ignore[arg-type]
+        script(stage, replace(CARD, **change))  # type: ignore[arg-type]
 
 
 def test_without_slurm_submission_is_a_sentence(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="sbatch not found"):
-        submit.slurm(stage, CARD)
+        submit.slurm(submit.of_stage(stage, CARD), CARD)
 
 
 def put_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
@@ -147,9 +151,9 @@ def test_what_is_submitted_is_the_script_of_the_dry_run(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "Submitted batch job 4711"')
-    assert submit.slurm(stage, CARD) == "4711"
+    assert submit.slurm(submit.of_stage(stage, CARD), CARD) == "4711"
     stamp = re.compile(r"\d{8}-\d{6}-%j")
-    assert stamp.sub("", (tmp_path / "got").read_text()) == stamp.sub("", submit.script(stage, CARD))
+    assert stamp.sub("", (tmp_path / "got").read_text()) == stamp.sub("", script(stage, CARD))
     folder = next((Path(stage.runs) / stage.name / "logs").glob("*-4711"))
     job = submitit.helpers.DelayedSubmission.load(folder / "4711_submitted.pkl").function
     assert job == submit.TrainJob(stage=stage, cluster=CARD)
@@ -158,62 +162,7 @@ def test_what_is_submitted_is_the_script_of_the_dry_run(
 def test_sbatchs_own_words_reach_the_user(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put_sbatch(tmp_path, monkeypatch, 'echo "Batch job submission failed: Invalid account" >&2; exit 1')
     with pytest.raises(RunError, match="Invalid account"):
-        submit.slurm(stage, CARD)
-
-
-def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
-) -> None:
-    put_sbatch(
-        tmp_path,
-        monkeypatch,
-        f'n=$(ls {tmp_path}/*.got 2>/dev/null | wc -l); cp "$1" {tmp_path}/$n.got; echo "job $((100 + n))"',
-    )
-    runs = tmp_path / "runs"
-    names = ("256px", "512px", "512px-aesthetics")
-    stages = [load_stage(name, [f"runs={runs}", f"data.latents={toy}/latents"]) for name in names]
-    done = runs / "256px" / "checkpoints" / "step-00237000"
-    done.mkdir(parents=True)
-    (done / "index.json").write_text("{}")
-    lines = list(submit.chain(stages, CARD))
-    assert lines[0].startswith("256px is finished")
-    assert lines[1].startswith("512px submitted as job 100 from step 0; logs")
-    assert lines[2].startswith("512px-aesthetics submitted as job 101 from step 0, after job 100")
-    assert flags((tmp_path / "0.got").read_text())["dependency"] == "singleton"
-    assert flags((tmp_path / "1.got").read_text())["dependency"] == "afterok:100,singleton"
-    shown = [flags(text)["dependency"] for _, text in submit.scripts(stages, CARD)]
-    assert shown == ["singleton", "'afterok:<id of 256px>,singleton'", "'afterok:<id of 512px>,singleton'"]
-
-
-def test_a_chain_whose_data_is_not_there_submits_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "job 1"')
-    near, far = f"data.latents={tmp_path}/none", "data.latents=s3://bucket/set"
-    with pytest.raises(UsageError, match=r"none has no manifest\.json: it is not a finished shard set"):
-        list(submit.chain([load_stage("256px", [f"runs={tmp_path}", near])], CARD))
-    assert not (tmp_path / "got").exists()
-    remote = load_stage("256px", [f"runs={tmp_path}", far, "data.cache=/scratch", "data.cache_gb=1"])
-    assert "submitted as job 1" in next(submit.chain([remote], CARD))
-
-
-def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
-) -> None:
-    put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "job 1"')
-    given = [f"runs={tmp_path / 'runs'}", f"data.latents={toy}/latents"]
-    stages = [load_stage(name, given) for name in ("512px", "512px-aesthetics")]
-    with pytest.raises(UsageError, match=r"init_from=256px: .* has no checkpoint; train that stage first"):
-        list(submit.chain(stages, CARD))
-    assert not (tmp_path / "got").exists()
-    begun = tmp_path / "runs" / "512px" / "checkpoints" / "step-00005000"
-    begun.mkdir(parents=True)
-    (begun / "index.json").write_text("{}")
-    assert [line.split()[0] for line in submit.chain(stages, CARD)] == ["512px", "512px-aesthetics"]
-
-
-def test_branches_of_a_graph_wait_for_the_stage_they_start_from(tmp_path: Path) -> None:
-    stages = [one.stage for one in load_recipe("sd-v1", [f"runs={tmp_path}"])[1]]
-    waits = [flags(text)["dependency"] for _, text in submit.scripts(stages, CARD)]
-    assert waits[3:] == ["'afterok:<id of 512px-aesthetics>,singleton'"] * 3
+        submit.slurm(submit.of_stage(stage, CARD), CARD)
 
 
 def test_local_processes_get_the_clusters_environment_and_their_ranks(tmp_path: Path) -> None:
@@ -242,16 +191,20 @@ def test_the_command_of_a_dry_run_is_one_line_that_bash_reads(stage: Stage) -> N
     assert subprocess.run(["bash", "-n"], input=line.partition(": ")[2], text=True, check=False).returncode == 0
 
 
-def test_the_reached_step_is_the_newest_whole_checkpoints(stage: Stage) -> None:
-    assert submit.reached(stage) == 0
-    folder = Path(stage.runs) / stage.name / "checkpoints"
-    for name, whole in {"step-00000005": True, "step-00000010": True, "step-00000015": False}.items():
-        (folder / name).mkdir(parents=True)
-        if whole:
-            (folder / name / "index.json").write_text("{}")
-    assert submit.reached(stage) == 10
-
-
 def test_a_local_cluster_is_a_cluster(stage: Stage) -> None:
     with pytest.raises(UsageError, match="signal_seconds"):
         submit.command(stage, Cluster(name="x", kind="local", gpus_per_node=8, time_minutes=1))
+
+
+def test_a_task_is_one_process_on_one_node_with_the_gpus_it_needs(tmp_path: Path) -> None:
+    task = Task(name="judge", run=("-m", "x"), makes="y", gpus=1)
+    job = submit.of_task(task, Path("runs/jobs/r/judge"), CARD)
+    lines = flags(submit.script(job, CARD, after=["17"]))
+    asked = [lines[key] for key in ("nodes", "ntasks-per-node", "gpus-per-node", "job-name", "dependency")]
+    assert asked == ["1", "1", "1", "bigdiff-runs-jobs-r-judge", "afterok:17,singleton"]
+    none = flags(submit.script(submit.of_task(replace(task, gpus=0), tmp_path, CARD), CARD))
+    assert "gpus-per-node" not in none
+    with pytest.raises(UsageError, match="task judge needs 9 GPUs on a node, cluster sd-v1-card has 8"):
+        submit.of_task(replace(task, gpus=9), tmp_path, CARD)
+    with pytest.raises(UsageError, match=r"launch/local\.py"):
+        submit.of_task(task, tmp_path, load_cluster("local"))

@@ -1,6 +1,5 @@
 """The words of a real SLURM, and what it does with a job that is to be kept off a node."""
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bigdiff.cluster.rendezvous import shown
+from bigdiff.cluster.clients import shown
 from bigdiff.cluster.suspects import START, end_of, exclude, excluded, first_killed, nodes_of, spared
 
 Slurm = Any  # of tests/cluster/conftest.py
@@ -87,13 +86,3 @@ def test_a_job_without_such_nodes_has_none(slurm: Slurm, tmp_path: Path) -> None
     job = submitted(tmp_path / "script", "true", "--hold")
     assert excluded(job) == ()
     slurm.run("scancel", job)
-
-
-def test_variables_of_the_job_that_asks_do_not_reach_the_question(
-    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = tmp_path / "script"
-    script.write_text("#!/bin/bash\n#SBATCH --nodes=3\ntrue\n")
-    monkeypatch.setenv("SBATCH_PARTITION", "none")
-    assert spared(script, ["n1"])
-    assert os.environ["SBATCH_PARTITION"] == "none"

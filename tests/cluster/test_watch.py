@@ -1,14 +1,15 @@
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bigdiff.cluster import submit
+from bigdiff.cluster.chain import Chain, submitted
 from bigdiff.cluster.watch import until_done
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import RunError
+from bigdiff.config.graph import chain
 from bigdiff.config.load import load_stage
+from bigdiff.config.schema import Stage
 
 CLUSTER = Cluster(
     name="test",
@@ -20,22 +21,26 @@ CLUSTER = Cluster(
 )
 
 
+def of(*stages: Stage) -> Chain:
+    return Chain(recipe="", nodes=chain(stages), runs=stages[0].runs)
+
+
 def test_a_finished_stage_is_not_waited_for(tmp_path: Path, toy: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=done"])
     folder = tmp_path / "done" / "checkpoints" / "step-00000020"
     folder.mkdir(parents=True)
     (folder / "index.json").write_text("{}")
     said: list[str] = []
-    until_done([stage], said.append)
+    until_done(of(stage), said.append)
     assert said == ["done is finished"]
 
 
 def test_states_and_lines_are_shown_until_the_end(slurm: Any, toy: Path, tmp_path: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=followed", "steps=8", "log.every=1"])
-    (line,) = submit.chain([stage], CLUSTER)
+    (line,) = submitted(of(stage), CLUSTER)
     said: list[str] = []
-    until_done([stage], said.append, pause=0.2)
-    job = line.split()[4]
+    until_done(of(stage), said.append, pause=0.2)
+    job = line.split()[4].rstrip(",")
     states = [one for one in said if one.startswith("followed")]
     assert f"followed: job {job} is running on n1" in states
     assert states[-1] == "followed is finished" or states[-1].startswith(f"followed: job {job} is finished")
@@ -46,10 +51,10 @@ def test_a_job_that_is_cancelled_ends_the_watch(slurm: Any, toy: Path, tmp_path:
     stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=cancelled"])
     slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     said: list[str] = []
-    watching = _beside(lambda: until_done([stage], said.append, pause=0.1, grace=0.5))
+    watching = _beside(lambda: until_done(of(stage), said.append, pause=0.1, grace=0.5))
     try:
-        (line,) = submit.chain([replace(stage)], CLUSTER)
-        job = line.split()[4]
+        (line,) = submitted(of(stage), CLUSTER)
+        job = line.split()[4].rstrip(",")
         failed = watching(lambda: any("pending" in one for one in said), lambda: slurm.run("scancel", job))
     finally:
         slurm.run("scontrol", "update", "PartitionName=main", "State=UP")

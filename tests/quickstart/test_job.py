@@ -9,7 +9,7 @@ from bigdiff.quickstart.job import SIZES, Clock, Places
 
 
 def test_each_seed_has_runs_of_its_own_and_shares_the_shards() -> None:
-    first, second = Places(seed=0), Places(seed=7)
+    first, second = Places.of_seed(0), Places.of_seed(7)
     assert first.images == second.images
     assert first.run(32) == Path("runs/quickstart-32px")
     assert second.run(32) == Path("runs/seed-7/quickstart-32px")
@@ -17,7 +17,7 @@ def test_each_seed_has_runs_of_its_own_and_shares_the_shards() -> None:
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_commands_train_the_stages_where_the_places_say(seed: int) -> None:
-    places = Places(seed=seed)
+    places = Places.of_seed(seed)
     for size in SIZES:
         door, _, name, *overrides = job.train(places, size)
         stage = load_stage(name, overrides)

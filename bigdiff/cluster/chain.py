@@ -1,0 +1,133 @@
+"""A graph of stages and tasks to jobs on SLURM, each waiting for the success of those before it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bigdiff.checkpoint.layout import run_folder
+from bigdiff.cluster import partition, status, submit, task
+from bigdiff.cluster.clients import refused, scancel
+from bigdiff.cluster.ready import has_data, reached, startable
+from bigdiff.cluster.submit import Job
+from bigdiff.config.cluster import Cluster
+from bigdiff.config.errors import UsageError
+from bigdiff.config.graph import Node, place
+from bigdiff.config.recipe import Task
+from bigdiff.config.schema import Stage
+
+# SLURM's words for what it does not have, and also for what is down for the moment
+_NO_NODES: Final = "Requested node configuration is not available"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """What is submitted together: the nodes of a recipe's graph, or one stage."""
+
+    recipe: str  # "" for a stage alone
+    nodes: tuple[Node, ...]  # each after those that it waits for
+    runs: str  # folder of the stages' runs
+
+    def folder(self, node: Node) -> Path:
+        """Where a node's logs are: in a stage's run, or in a folder of the task."""
+        if isinstance(node.work, Stage):
+            return run_folder(node.work.runs, node.work.name)
+        return task.folder(self.runs, self.recipe, node.work)
+
+    def job(self, node: Node, cluster: Cluster) -> Job:
+        """What is submitted for a node.
+
+        Raises:
+            UsageError: for a cluster that cannot work.
+        """
+        if isinstance(node.work, Stage):
+            return submit.of_stage(node.work, cluster)
+        return submit.of_task(node.work, self.folder(node), cluster)
+
+
+def is_done(node: Node) -> bool:
+    """Whether nothing is left to do."""
+    return reached(node.work) >= node.work.steps if isinstance(node.work, Stage) else task.done(node.work)
+
+
+def scripts(chain: Chain, cluster: Cluster) -> Iterator[tuple[Node, str]]:
+    """Each node with its sbatch script, where <id of NAME> stands for the job id of one before it.
+
+    Raises:
+        UsageError: for a cluster that cannot work.
+    """
+    for node in chain.nodes:
+        yield node, submit.script(chain.job(node, cluster), cluster, [f"<id of {name}>" for name in node.after])
+
+
+def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
+    """Submit what is not done, each job after the success of those that it waits for; a line for each.
+
+    A job that still waits or runs is left alone, and what comes after waits for it.
+
+    Raises:
+        UsageError: before anything is submitted, when a stage's data, or a run outside of the chain that it starts
+            from, is not there, or SLURM would not take a job.
+        UsageError, RunError: as submit.slurm; what was submitted before stays submitted.
+    """
+    jobs: dict[str, str] = {}
+    new: set[str] = set()
+    check(chain, cluster)
+    for node in chain.nodes:
+        job = chain.job(node, cluster)
+        if is_done(node):
+            yield f"{node.name} is finished: {_stand(node)}"
+            continue
+        number, state = status.waiting(job.folder)
+        if number and state == "pending" and new & set(node.after):
+            scancel([number])  # it waits for a job that is gone, and SLURM would end it for that
+        elif number:
+            jobs[node.name] = number
+            anew = f"`scancel {number}` first to submit it anew"
+            yield f"{node.name} is job {number} already, {state}, {_stand(node)}: {anew}"
+            continue
+        after = [jobs[name] for name in node.after if name in jobs]
+        jobs[node.name] = submit.slurm(job, cluster, after)
+        new.add(node.name)
+        waits = f", after job {' and '.join(after)}" if after else ""
+        yield f"{node.name} submitted as job {jobs[node.name]}, {_stand(node)}{waits}; logs in {job.folder / 'logs'}"
+
+
+def check(chain: Chain, cluster: Cluster) -> None:
+    """Refuse a chain of which a job could not begin, or that SLURM would not take.
+
+    Raises:
+        UsageError: naming what is missing, or in SLURM's words.
+    """
+    names = {node.name for node in chain.nodes}
+    made = frozenset(place(node.work.makes) for node in chain.nodes if isinstance(node.work, Task))
+    left = [node for node in chain.nodes if not is_done(node)]
+    asked = {node.name: chain.job(node, cluster) for node in chain.nodes}
+    for node in left:
+        if isinstance(node.work, Stage) and node.work.init_from not in names:
+            startable(node.work)
+    submit.has_sbatch()
+    for node in left:
+        if isinstance(node.work, Stage):
+            has_data(node.work, made)
+    for node in left:
+        why = _refused(asked[node.name], cluster)
+        if why:
+            raise UsageError(f"SLURM would not run {asked[node.name].about} as cluster {cluster.name} has it: {why}")
+
+
+def _refused(job: Job, cluster: Cluster) -> str:
+    """Why SLURM would not take a job, or never start it; "" for one that only waits, as for nodes that are down."""
+    why = refused(submit.script(job, cluster))
+    if why and _NO_NODES not in why:
+        return why
+    found = partition.ask(cluster.partition)
+    if found is None:
+        return why
+    return partition.lacking(cluster, job.size.nodes, job.size.processes_per_node, job.size.gpus_per_node, found)
+
+
+def _stand(node: Node) -> str:
+    if isinstance(node.work, Stage):
+        return f"at step {reached(node.work):,} of {node.work.steps:,}"
+    return f"{node.work.makes} is there" if is_done(node) else f"makes {node.work.makes}"
