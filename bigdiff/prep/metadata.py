@@ -5,7 +5,6 @@ scores and the ViT-L/14 similarities of COYO and DataComp are other quantities t
 only where `select.columns` names them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ import duckdb
 from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Columns
 from bigdiff.prep.query import named, quoted
-from bigdiff.prep.rules import Bound, Rule
+from bigdiff.prep.rules import Rule
 
 # Our name -> the names in the releases of LAION, Re-LAION, COYO and DataComp and in img2dataset's output, compared
 # without case. LAION's `similarity` is of ViT-B/32 (multilingual CLIP outside English); `aesthetic_score_laion_v2` is
@@ -122,18 +121,13 @@ def notes(found: tuple[Source, ...], named: Columns) -> tuple[str, ...]:
     return tuple(said)
 
 
-def view(found: tuple[Source, ...], columns: tuple[str, ...], bounds: Iterable[Bound] = ()) -> str:
-    """A query for `columns` over all files; with `bounds`, rows that are outside of one of them may be left out.
-
-    duckdb compares a file's own column with a constant while it reads, and does not decode the other columns of rows
-    that fail; it cannot look through the cast and the test for finite numbers that the rules are about.
-    """
+def view(found: tuple[Source, ...], columns: tuple[str, ...]) -> str:
+    """A query for `columns` over all files."""
     parts = []
     for source in found:
         listed = ", ".join(quoted(file) for file in source.files)
         picked = ", ".join(_cast(name, source.columns.get(name)) for name in columns)
-        loose = " AND ".join(filter(None, (_loose(bound, source.columns) for bound in bounds)))
-        parts.append(f"SELECT {picked} FROM read_parquet([{listed}])" + (f" WHERE {loose}" if loose else ""))
+        parts.append(f"SELECT {picked} FROM read_parquet([{listed}])")
     return " UNION ALL ".join(parts)
 
 
@@ -202,23 +196,6 @@ def _cast(ours: str, column: Column | None) -> str:
             return f"CASE WHEN isfinite({theirs}) THEN CAST({theirs} AS DOUBLE) END AS {ours}"
         return f"CASE WHEN isfinite(TRY_CAST({theirs} AS DOUBLE)) THEN TRY_CAST({theirs} AS DOUBLE) END AS {ours}"
     return f"TRY_CAST({theirs} AS {TYPES[ours]}) AS {ours}"
-
-
-def _loose(bound: Bound, columns: dict[str, Column]) -> str:
-    """A condition on the file's own column that no row within `bound` fails, or nothing.
-
-    A FLOAT column is compared in its own precision, so the bound is widened by more than the rounding of a FLOAT.
-    """
-    column = columns.get(bound.column)
-    if column is None:
-        return ""
-    compared = f"{named(column.name)} {bound.comparison}"
-    if column.type in _INTEGERS:
-        return f"{compared} {bound.value!r}"
-    if column.type in _FLOATS:
-        slack = abs(bound.value) * (1e-6 if bound.comparison.startswith("<") else -1e-6)
-        return f"{compared} CAST({bound.value + slack!r} AS {column.type})"
-    return ""
 
 
 def first_line(error: Exception) -> str:

@@ -1,12 +1,13 @@
 """Which rows of the metadata are wanted, and the order that everything later keeps.
 
 The global shuffle happens here: the wanted rows are ordered by md5(seed, URL), and no later step changes that order.
-Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read twice, for the counts and
-for the wanted rows.
+Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read once: a single statement
+counts all rows and writes the wanted ones.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ import duckdb
 from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Prep, Select
 from bigdiff.prep import metadata, sizes, sweep
-from bigdiff.prep.metadata import Source, first_line
+from bigdiff.prep.metadata import first_line
 from bigdiff.prep.query import database, quoted, run
 from bigdiff.prep.rules import DUPLICATE, SCORES, Rule, failed_sql, rules, threshold
 from bigdiff.prep.sweep import Sweep
@@ -63,7 +64,6 @@ class Selection:
 class _Input:
     """What is read, by which rules."""
 
-    sources: tuple[Source, ...]
     columns: tuple[str, ...]
     active: tuple[Rule, ...]
     notes: tuple[str, ...]
@@ -74,6 +74,7 @@ class _Counted:
     """What one pass over all rows finds."""
 
     rows: int
+    kept: int
     counts: tuple[Count, ...]  # but for duplicates
     histograms: tuple[Histogram, ...]  # of the scores that have a value at all
     sweeps: tuple[Sweep, ...]
@@ -107,26 +108,25 @@ def select(files: tuple[Path, ...], prep: Prep, output: Path | None) -> Selectio
     """
     active = rules(prep.select, prep.download.allow_private_addresses)
     temporary = None if output is None else output.parent / "duckdb"
-    with database(temporary, prep.select.memory_gb) as base:
+    with database(temporary, prep.select.memory_gb) as base, ExitStack() as stack:
         try:
             found = _read(base, files, active, prep.select)
-            counted = _count(base, found, prep.select)
-            passed = counted.counts[-1].left
-            kept = _write(base, found, prep.pack.seed, output) if output and passed else _unique(base, found)
+            target = None if output is None else stack.enter_context(replacing(output))
+            counted = _count(base, found, prep, target)
         except duckdb.Error as error:
             raise UsageError(f"the metadata in {files[0].parent} cannot be read: {_mend(error)}") from error
-    unique = Count(rule=DUPLICATE, left=kept, only=passed - kept)
-    outcome = Selection(
-        rows=counted.rows,
-        kept=kept,
-        counts=(*counted.counts, unique),
-        histograms=counted.histograms,
-        columns=found.columns,
-        notes=found.notes,
-        sweeps=counted.sweeps,
-    )
-    if not outcome.kept:
-        raise UsageError(_nothing_left(outcome, active, files))
+        unique = Count(rule=DUPLICATE, left=counted.kept, only=counted.counts[-1].left - counted.kept)
+        outcome = Selection(
+            rows=counted.rows,
+            kept=counted.kept,
+            counts=(*counted.counts, unique),
+            histograms=counted.histograms,
+            columns=found.columns,
+            notes=found.notes,
+            sweeps=counted.sweeps,
+        )
+        if not outcome.kept:  # said in here, so that `output` stays as it was
+            raise UsageError(_nothing_left(outcome, active, files))
     return outcome
 
 
@@ -145,20 +145,13 @@ def _read(base: duckdb.DuckDBPyConnection, files: tuple[Path, ...], active: tupl
     if exchanged:
         found = metadata.exchanged(found)
     base.execute(f"CREATE VIEW metadata AS {metadata.view(found, columns)}")
-    return _Input(sources=found, columns=columns, active=active, notes=notes)
+    return _Input(columns=columns, active=active, notes=notes)
 
 
-def _count(base: duckdb.DuckDBPyConnection, found: _Input, chosen: Select) -> _Counted:
-    """Rows by the set of rules that they fail, a bit each, and in each by the steps of the scores: one pass.
-
-    Of a row that fails two rules on numbers the text is not looked at: it can change no count below.
-    """
+def _count(base: duckdb.DuckDBPyConnection, found: _Input, prep: Prep, target: Path | None) -> _Counted:
+    """The rows by the set of rules that they fail, and in each set by the steps of the scores; `target` is written."""
     scores = [name for name in SCORES if name in found.columns]
-    numbers, text = (failed_sql(found.active, text) for text in (False, True))
-    failed = f"numbers + CASE WHEN bit_count(numbers) > 1 THEN 0 ELSE {text} END"
-    table = f"SELECT {failed} AS failed, * FROM (SELECT {numbers} AS numbers, * FROM metadata)"
-    steps = "".join(f", {sweep.steps_sql(score)}" for score in scores)
-    groups = run(base, f"SELECT failed, count(*){steps} FROM ({table}) GROUP BY failed", "counting")
+    groups = run(base, _statement(found, scores, prep.pack.seed, target), "selecting")
     rows = {int(group[0]): int(group[1]) for group in groups}
     counts = []
     for bit, rule in enumerate(found.active):
@@ -166,11 +159,13 @@ def _count(base: duckdb.DuckDBPyConnection, found: _Input, chosen: Select) -> _C
         left = sum(number for failed, number in rows.items() if not failed & so_far)
         counts.append(Count(rule=rule.name, left=left, only=rows.get(1 << bit, 0)))
     by_step: dict[str, dict[int, dict[int, int]]] = {
-        score: {int(group[0]): group[place] or {} for group in groups} for place, score in enumerate(scores, start=2)
+        score: {int(group[0]): group[place] or {} for group in groups} for place, score in enumerate(scores, start=3)
     }
-    drawn = (_histogram(score, sum(map(Counter, by_step[score].values()), Counter()), rows, chosen) for score in scores)
+    of_scores = {score: sum(map(Counter, by_step[score].values()), Counter()) for score in scores}
+    drawn = (_histogram(score, steps, rows, prep.select) for score, steps in of_scores.items())
     return _Counted(
         rows=sum(rows.values()),
+        kept=int(groups[0][2]) if groups else 0,
         counts=tuple(counts),
         histograms=tuple(each for each in drawn if each is not None),
         sweeps=tuple(_sweeps(found.active, by_step, rows)),
@@ -200,36 +195,43 @@ def _histogram(score: str, steps: Counter[int], rows: dict[int, int], chosen: Se
     return Histogram(score=score, low=low, high=high, counts=counts, absent=absent, threshold=threshold(chosen, score))
 
 
-def _unique(base: duckdb.DuckDBPyConnection, found: _Input) -> int:
-    """How many URLs the wanted rows have, by the 128 bits of their md5."""
-    query = f"SELECT count(DISTINCT md5_number(url)) FROM ({_wanted(found)})"
-    return int(run(base, query, "counting duplicates")[0][0])
+def _statement(found: _Input, scores: Sequence[str], seed: int, target: Path | None) -> str:
+    """Of each set of failed rules (a bit each): its rows, how many rows are kept in all, its rows by steps of `scores`.
 
-
-def _write(base: duckdb.DuckDBPyConnection, found: _Input, seed: int, output: Path) -> int:
-    """One row per URL, numbered in shuffled order; returns their number.
-
-    One sort does both: it brings rows with one URL together, best first. What follows it streams.
+    With `target`, the kept rows are written there meanwhile. It is one statement so that files are read and text is
+    decoded once: duckdb hands each chunk of `tested` on to everything that reads it, and stores none. Of a row that
+    fails two rules on numbers the text is not looked at: it can change no count.
     """
-    names = ", ".join(found.columns)
+    numbers, text = (failed_sql(found.active, text) for text in (False, True))
+    failed = f"numbers + CASE WHEN bit_count(numbers) > 1 THEN 0 ELSE {text} END"
+    tested = f"SELECT {failed} AS failed, * FROM (SELECT {numbers} AS numbers, * FROM metadata)"
+    tables = f"tested AS MATERIALIZED ({tested})"
+    kept = "SELECT count(DISTINCT md5_number(url)) FROM tested WHERE failed = 0"  # 128 bits: no two URLs share one
+    if target is not None:
+        tables += f", written AS ({_copy_sql(found.columns, seed, target)})"
+        kept = "SELECT count FROM written"
+    steps = "".join(f", {sweep.steps_sql(score)}" for score in scores)
+    return f"WITH {tables} SELECT failed, count(*), ({kept}){steps} FROM tested GROUP BY failed"
+
+
+def _copy_sql(columns: tuple[str, ...], seed: int, target: Path) -> str:
+    """Write the rows of `tested` that pass all rules, one per URL, numbered in shuffled order; gives their number.
+
+    One sort does both: it brings rows with one URL together, best first. What follows it streams. DISTINCT stands
+    before it because a sort that reads `tested` itself would have all of `tested` stored first, which would take as
+    much disk as the metadata without its compression; DISTINCT takes rows as they come, and gives back its own disk
+    while the sort fills.
+    """
+    names = ", ".join(columns)
     # Every column takes part in the choice among duplicates, so that the input's order does not.
-    order = ", ".join(f"{name} NULLS LAST" for name in found.columns)
-    keyed = f"SELECT unhex(md5('{seed}:' || url)) AS key, {names} FROM ({_wanted(found)})"
+    order = ", ".join(f"{name} NULLS LAST" for name in columns)
+    wanted = f"SELECT DISTINCT {names} FROM tested WHERE failed = 0"
+    keyed = f"SELECT unhex(md5('{seed}:' || url)) AS key, {names} FROM ({wanted})"
     marked = (
         f"SELECT *, lag(url) OVER () IS DISTINCT FROM url AS first FROM (SELECT * FROM ({keyed}) ORDER BY key, {order})"
     )
     unique = f"SELECT row_number() OVER () - 1 AS row, {names} FROM ({marked}) WHERE first"
-    with replacing(output) as temporary:
-        target = f"{quoted(temporary)} (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})"
-        copied = run(base, f"COPY ({unique}) TO {target}", "writing the selection")
-    return int(copied[0][0])
-
-
-def _wanted(found: _Input) -> str:
-    """A query for the rows that pass all rules."""
-    bounds = [rule.bound for rule in found.active if rule.bound is not None]
-    passed = [rule.sql for rule in found.active if not rule.reads_text] + [f"{failed_sql(found.active, True)} = 0"]
-    return f"SELECT * FROM ({metadata.view(found.sources, found.columns, bounds)}) WHERE {' AND '.join(passed)}"
+    return f"COPY ({unique}) TO {quoted(target)} (FORMAT parquet, ROW_GROUP_SIZE {_ROW_GROUP})"
 
 
 def _nothing_left(outcome: Selection, active: tuple[Rule, ...], files: tuple[Path, ...]) -> str:

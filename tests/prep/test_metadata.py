@@ -10,7 +10,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.prep import Columns, Select, load_prep
 from bigdiff.prep import metadata
 from bigdiff.prep.metadata import COLUMNS, TYPES, Source
-from bigdiff.prep.rules import Bound, rules
+from bigdiff.prep.rules import rules
 
 LAION = "URL TEXT WIDTH HEIGHT similarity hash punsafe pwatermark AESTHETIC_SCORE LANGUAGE"
 OURS = "url caption width height similarity hash punsafe pwatermark aesthetic language"
@@ -136,9 +136,9 @@ def test_a_type_that_cannot_be_used_is_named(columns: dict[str, Any], named: str
         read((write(tmp_path / "a.parquet", columns),))
 
 
-def rows(sources: tuple[Source, ...], *bounds: Bound) -> list[dict[str, Any]]:
+def rows(sources: tuple[Source, ...]) -> list[dict[str, Any]]:
     with duckdb.connect() as base:
-        asked = base.execute(metadata.view(sources, metadata.present(sources), bounds))
+        asked = base.execute(metadata.view(sources, metadata.present(sources)))
         found: list[dict[str, Any]] = asked.to_arrow_table().to_pylist()
     return found
 
@@ -168,26 +168,6 @@ def test_what_is_no_number_and_no_text_is_absent(tmp_path: Path) -> None:
         },
         {"url": None, "caption": None, "width": None, "height": None, "hash": 5, "pwatermark": None, "punsafe": None},
     ]
-
-
-@pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.string()])
-@pytest.mark.parametrize("comparison", ["<", "<=", ">", ">="])
-def test_no_row_within_a_bound_is_left_out_while_reading(kind: pa.DataType, comparison: str, tmp_path: Path) -> None:
-    value = 0.7  # the nearest FLOAT is below it
-    scores = [0.0, 0.6, 0.7, 0.70001, 0.8, None, float("nan"), -1.0]
-    file = write(
-        tmp_path / "a.parquet",
-        {"URL": ["u"] * 8, "TEXT": ["a"] * 8, "punsafe": pa.array(scores, pa.float64()).cast(kind)},
-    )
-    bound = Bound(column="punsafe", comparison=comparison, value=value)
-    everything = rows(read((file,)))
-    with duckdb.connect() as base:
-        base.register("everything", pa.Table.from_pylist(everything))
-        within = base.execute(f"SELECT count(*) FROM everything WHERE punsafe {comparison} {value}").fetchall()[0][0]
-        base.register("loose", pa.Table.from_pylist(rows(read((file,)), bound)))
-        assert base.execute(f"SELECT count(*) FROM loose WHERE punsafe {comparison} {value}").fetchall() == [(within,)]
-    if kind != pa.string():
-        assert len(rows(read((file,)), bound)) < len(everything)
 
 
 def test_files_with_other_columns_are_read_as_one_table(tmp_path: Path) -> None:

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +122,14 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: Any) -> None:
 
 def test_a_selection_that_keeps_nothing_names_the_rule(tmp_path: Path) -> None:
     metadata(tmp_path, URL=["http://example.com/a"], TEXT=["a"], WIDTH=[5])
-    with pytest.raises(UsageError, match=r"'width >= 9'.*loosen select\.min_width"):
-        run(tmp_path, None, min_width=9)
-    assert not (tmp_path / "selected.parquet").exists()
+    output = tmp_path / "of" / "selected.parquet"
+    for before in (None, b"an older selection"):
+        if before:
+            output.write_bytes(before)
+        for written in (output, None):
+            with pytest.raises(UsageError, match=r"'width >= 9'.*loosen select\.min_width"):
+                run(tmp_path, written, min_width=9)
+        assert [path.read_bytes() for path in output.parent.iterdir()] == ([before] if before else [])
 
 
 def test_inputs_that_are_not_there(tmp_path: Path) -> None:
@@ -138,6 +146,31 @@ def test_the_outcome_does_not_hang_on_the_memory(tmp_path: Path) -> None:
         run(tmp_path / "meta", tmp_path / output, memory_gb=limit)
     assert (tmp_path / "free").read_bytes() == (tmp_path / "bounded").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"meta", "free", "bounded"}
+
+
+def test_refused_rows_go_to_no_disk(tmp_path: Path) -> None:
+    """Rows are handed on as they are read: with memory for a part of them, only those that are kept may spill."""
+    captions = [f"{number} {'word ' * 1000}" for number in range(1000)]
+    for name in "abcdefghij":
+        urls = [f"http://example.com/{name}{number}" for number in range(1000)]
+        metadata(
+            tmp_path / "meta",
+            f"{name}.parquet",
+            URL=urls * 4,
+            TEXT=captions * 4,
+            WIDTH=[number % 10 for number in range(4000)],
+        )
+    folder, spilled = tmp_path / "set" / "duckdb", 0
+    with ThreadPoolExecutor(1) as thread:
+        selecting = thread.submit(
+            run, tmp_path / "meta", folder.parent / "selected.parquet", min_width=9, memory_gb=0.1
+        )
+        while not selecting.done():
+            with suppress(FileNotFoundError):  # deleted while we looked
+                spilled = max(spilled, sum(path.stat().st_size for path in folder.glob("*")))
+            time.sleep(0.01)
+    assert (selecting.result().rows, selecting.result().kept) == (40_000, 1000)
+    assert spilled == 0
 
 
 def test_counts_agree_with_the_rows_one_by_one(tmp_path: Path) -> None:
@@ -174,7 +207,8 @@ def test_counts_agree_with_the_rows_one_by_one(tmp_path: Path) -> None:
         assert left(made)[rule] == (left_over, only), (rule, passed)
     kept = {rows["URL"][each] for each in number if all(per_row[each])}
     assert {*pq.read_table(tmp_path / "selected.parquet")["url"].to_pylist()} == kept
-    assert made.kept == run(tmp_path, None, min_width=100, min_height=200, max_aspect=2.0, punsafe_below=0.5).kept
+    (tmp_path / "selected.parquet").unlink()
+    assert made == run(tmp_path, None, min_width=100, min_height=200, max_aspect=2.0, punsafe_below=0.5)
 
 
 def wide(count: int, exchanged: bool) -> dict[str, list[Any]]:
