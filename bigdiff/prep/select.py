@@ -1,8 +1,8 @@
 """Which rows of the metadata are wanted, and the order that everything later keeps.
 
 The global shuffle happens here: the wanted rows are ordered by md5(seed, URL), and no later step changes that order.
-Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read once: a single statement
-counts all rows and writes the wanted ones.
+Nothing is held in memory but duckdb's own buffers, which spill to disk. The metadata is read once where a rule on
+numbers refuses rows: a single statement counts all of them and writes the wanted ones.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 
@@ -151,7 +151,7 @@ def _read(base: duckdb.DuckDBPyConnection, files: tuple[Path, ...], active: tupl
 def _count(base: duckdb.DuckDBPyConnection, found: _Input, prep: Prep, target: Path | None) -> _Counted:
     """The rows by the set of rules that they fail, and in each set by the steps of the scores; `target` is written."""
     scores = [name for name in SCORES if name in found.columns]
-    groups = run(base, _statement(found, scores, prep.pack.seed, target), "selecting")
+    groups, kept = _groups(base, found, scores, prep.pack.seed, target)
     rows = {int(group[0]): int(group[1]) for group in groups}
     counts = []
     for bit, rule in enumerate(found.active):
@@ -159,13 +159,13 @@ def _count(base: duckdb.DuckDBPyConnection, found: _Input, prep: Prep, target: P
         left = sum(number for failed, number in rows.items() if not failed & so_far)
         counts.append(Count(rule=rule.name, left=left, only=rows.get(1 << bit, 0)))
     by_step: dict[str, dict[int, dict[int, int]]] = {
-        score: {int(group[0]): group[place] or {} for group in groups} for place, score in enumerate(scores, start=3)
+        score: {int(group[0]): group[place] or {} for group in groups} for place, score in enumerate(scores, start=2)
     }
     of_scores = {score: sum(map(Counter, by_step[score].values()), Counter()) for score in scores}
     drawn = (_histogram(score, steps, rows, prep.select) for score, steps in of_scores.items())
     return _Counted(
         rows=sum(rows.values()),
-        kept=int(groups[0][2]) if groups else 0,
+        kept=kept,
         counts=tuple(counts),
         histograms=tuple(each for each in drawn if each is not None),
         sweeps=tuple(_sweeps(found.active, by_step, rows)),
@@ -195,37 +195,45 @@ def _histogram(score: str, steps: Counter[int], rows: dict[int, int], chosen: Se
     return Histogram(score=score, low=low, high=high, counts=counts, absent=absent, threshold=threshold(chosen, score))
 
 
-def _statement(found: _Input, scores: Sequence[str], seed: int, target: Path | None) -> str:
-    """Of each set of failed rules (a bit each): its rows, how many rows are kept in all, its rows by steps of `scores`.
+def _groups(
+    base: duckdb.DuckDBPyConnection, found: _Input, scores: Sequence[str], seed: int, target: Path | None
+) -> tuple[list[tuple[Any, ...]], int]:
+    """Of each set of failed rules (a bit each) its rows, and those by steps of `scores`; then how many rows are kept.
 
-    With `target`, the kept rows are written there meanwhile. It is one statement so that files are read and text is
-    decoded once: duckdb hands each chunk of `tested` on to everything that reads it, and stores none. Of a row that
-    fails two rules on numbers the text is not looked at: it can change no count.
+    With `target`, the kept rows are written there meanwhile: in one statement files are read and text is decoded once,
+    because duckdb hands each chunk of `tested` on to everything that reads it, and stores none. A sort that reads
+    `tested` itself would have all of it stored first, which takes as much disk as the metadata without its compression.
+    DISTINCT before the sort takes rows as they come, and gives back its own disk while the sort fills. Where no rule is
+    on numbers nearly all rows are kept, and DISTINCT costs more than reading them again: 15 % of the processor's time.
     """
     numbers, text = (failed_sql(found.active, text) for text in (False, True))
+    # Of a row that fails two rules on numbers the text is not looked at: it can change no count.
     failed = f"numbers + CASE WHEN bit_count(numbers) > 1 THEN 0 ELSE {text} END"
     tested = f"SELECT {failed} AS failed, * FROM (SELECT {numbers} AS numbers, * FROM metadata)"
+    steps = "".join(f", {sweep.steps_sql(score)}" for score in scores)
+    wanted = f"SELECT {{}} {', '.join(found.columns)} FROM {{}} WHERE failed = 0"
+    if target is not None and all(rule.reads_text for rule in found.active):
+        groups = run(base, f"SELECT failed, count(*){steps} FROM ({tested}) GROUP BY failed", "counting")
+        copy = _copy_sql(wanted.format("ALL", f"({tested})"), found.columns, seed, target)
+        return groups, int(run(base, copy, "writing the selection")[0][0])
     tables = f"tested AS MATERIALIZED ({tested})"
     kept = "SELECT count(DISTINCT md5_number(url)) FROM tested WHERE failed = 0"  # 128 bits: no two URLs share one
     if target is not None:
-        tables += f", written AS ({_copy_sql(found.columns, seed, target)})"
+        tables += f", written AS ({_copy_sql(wanted.format('DISTINCT', 'tested'), found.columns, seed, target)})"
         kept = "SELECT count FROM written"
-    steps = "".join(f", {sweep.steps_sql(score)}" for score in scores)
-    return f"WITH {tables} SELECT failed, count(*), ({kept}){steps} FROM tested GROUP BY failed"
+    query = f"WITH {tables} SELECT failed, count(*){steps}, ({kept}) FROM tested GROUP BY failed"
+    groups = run(base, query, "selecting")
+    return groups, int(groups[0][-1]) if groups else 0
 
 
-def _copy_sql(columns: tuple[str, ...], seed: int, target: Path) -> str:
-    """Write the rows of `tested` that pass all rules, one per URL, numbered in shuffled order; gives their number.
+def _copy_sql(wanted: str, columns: tuple[str, ...], seed: int, target: Path) -> str:
+    """Write the rows of `wanted`, one per URL, numbered in shuffled order; gives their number.
 
-    One sort does both: it brings rows with one URL together, best first. What follows it streams. DISTINCT stands
-    before it because a sort that reads `tested` itself would have all of `tested` stored first, which would take as
-    much disk as the metadata without its compression; DISTINCT takes rows as they come, and gives back its own disk
-    while the sort fills.
+    One sort does both: it brings rows with one URL together, best first. What follows it streams.
     """
     names = ", ".join(columns)
     # Every column takes part in the choice among duplicates, so that the input's order does not.
     order = ", ".join(f"{name} NULLS LAST" for name in columns)
-    wanted = f"SELECT DISTINCT {names} FROM tested WHERE failed = 0"
     keyed = f"SELECT unhex(md5('{seed}:' || url)) AS key, {names} FROM ({wanted})"
     marked = (
         f"SELECT *, lag(url) OVER () IS DISTINCT FROM url AS first FROM (SELECT * FROM ({keyed}) ORDER BY key, {order})"
