@@ -147,7 +147,7 @@ def fetch(source: str, kind: str, required: tuple[str, ...], wanted: tuple[str, 
     Raises:
         UsageError: naming `source` and the mend.
     """
-    local = _local(source)
+    local = local_folder(source)
     if local.is_dir():
         absent = [name for name in required if not (local / name).is_file()]
         if absent:
@@ -165,7 +165,8 @@ def fetch(source: str, kind: str, required: tuple[str, ...], wanted: tuple[str, 
     raise UsageError(f"{kind} {source}: the hub repository {repository} has no file {absent[0]}")
 
 
-def _local(source: str) -> Path:
+def local_folder(source: str) -> Path:
+    """Where `source`, a folder with `:subfolder` or without, would lie on this machine; a hub id lies nowhere."""
     whole = Path(source).expanduser()
     if whole.is_dir() or ":" not in source:
         return whole

@@ -1,0 +1,45 @@
+from functools import cache
+
+import pytest
+
+from bigdiff.config.load import load_stage
+from bigdiff.plan import flops
+from bigdiff.plan.flops import Flops
+
+# of SD's kind, and counted in a second
+SMALL = ("model.unet.block_out_channels=[32,64,128,128]", "model.unet.attention_head_dim=4")
+
+
+@cache
+def per_image(name: str, *overrides: str) -> Flops:
+    return flops.per_image(load_stage(name, overrides))
+
+
+@pytest.mark.parametrize(("name", "forward", "both"), [("256px", 180.106, 537.343), ("512px", 803.273, 2406.773)])
+def test_sd_v1_has_its_known_count(name: str, forward: float, both: float) -> None:
+    """GFLOP per image, counted before by other code on another version of torch."""
+    found = per_image(name)
+    assert found.forward / 1e9 == pytest.approx(forward, abs=1e-3)
+    assert found.model / 1e9 == pytest.approx(both, abs=1e-3)
+    assert found.recomputed == 0
+    assert found.frozen / 1e9 == pytest.approx(13.30, abs=0.01)  # CLIP ViT-L/14's text model over 77 tokens
+
+
+def test_checkpointing_recomputes_less_than_a_forward_pass_and_changes_nothing_else() -> None:
+    plain, again = per_image("256px", *SMALL), per_image("256px", *SMALL, "engine.gradient_checkpointing=true")
+    assert (again.forward, again.backward, again.frozen) == (plain.forward, plain.backward, plain.frozen)
+    assert 0.6 * plain.forward < again.recomputed < plain.forward
+    assert again.total == plain.total + again.recomputed
+
+
+def test_pictures_cost_the_encoder() -> None:
+    plain, pictures = per_image("256px", *SMALL), per_image("256px", *SMALL, "data.latents=", "data.images=set")
+    assert (pictures.frozen - plain.frozen) / 1e9 == pytest.approx(272.7, abs=0.1)
+    assert pictures.model == plain.model
+
+
+def test_a_trained_text_encoder_is_part_of_the_model() -> None:
+    frozen, trained = per_image("256px", *SMALL), per_image("256px", *SMALL, "model.text.train=true")
+    assert trained.frozen == 0
+    assert trained.forward == frozen.forward + frozen.frozen
+    assert trained.backward > frozen.backward + 1.9 * frozen.frozen
