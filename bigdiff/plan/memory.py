@@ -1,0 +1,140 @@
+"""Bytes that each rank holds, part by part, at each ZeRO stage of DeepSpeed 0.19.8 as the engine configures it.
+
+What lives between two steps is exact (tests/plan/test_memory.py sums the tensors of the running engine); what comes and
+goes within one is modelled after its buffers, and held against the allocator's trace there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from bigdiff.config.engine_rules import passes
+from bigdiff.config.schema import Stage
+from bigdiff.models.ema import profiles
+from bigdiff.plan.activations import Activations
+from bigdiff.plan.volumes import PERSISTENT, PREFETCH, REUSE, refetched, share, shares
+
+Span = Literal["always", "pass", "step"]  # between steps, too; in a forward and backward pass; in the optimizer's step
+# Of a device's memory: the CUDA context, NCCL's channels and what the allocator cannot use. Assumed, not measured.
+RESERVED: Final = 2.0e9
+USABLE: Final = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One kind of tensor on one rank."""
+
+    name: str
+    span: Span
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """What of the weights counts for the memory."""
+
+    sizes: tuple[int, ...]  # elements of each trained parameter
+    frozen: int  # elements beside them
+
+    @property
+    def total(self) -> int:
+        """Trained elements."""
+        return sum(self.sizes)
+
+
+def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part, ...]:
+    """What a rank holds between steps."""
+    width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
+    own = own_elements(zero_stage, weights, ranks)
+    masters = 4 * own if zero_stage > 0 or half else 0  # stage 0 in fp32 steps the weights themselves
+    averaged = total // ranks if zero_stage == 0 else own
+    parts = [
+        ("weights", width * (own if zero_stage == 3 else total)),
+        ("frozen weights", width * weights.frozen),
+        ("masters", masters),
+        ("moments", 8 * own),
+        ("averages", 4 * len(profiles(stage.ema)) * averaged),
+    ]
+    if zero_stage == 3:
+        small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
+        bucket = width * stage.engine.bucket_elements
+        parts += [("small weights, whole", width * small), ("gradients", 4 * own), ("bucket", bucket)]
+    return tuple(Part(name=name, span="always", bytes=size) for name, size in parts if size)
+
+
+def transient(
+    stage: Stage, weights: Weights, ranks: int, half: bool, gpu: bool, activations: Activations
+) -> tuple[Part, ...]:
+    """What comes and goes within a step of micro-batches of the stage's size.
+
+    Raises:
+        UsageError: when the batch does not divide over the ranks.
+    """
+    width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
+    own, done = own_elements(zero_stage, weights, ranks), passes(stage, ranks, gpu)
+    bucket = stage.engine.bucket_elements
+    parts: list[tuple[str, Span, int]] = [("activations", "pass", stage.batch.micro * activations.peak)]
+    if zero_stage == 0:
+        # in bf16 fp32 copies for Adam; in fp32 the flat bucket of the reduction
+        parts += [("gradients", span, width * total) for span in ("pass", "step")]
+        parts += [("gradients, copied", "step", 4 * total)]
+    elif zero_stage == 3:
+        large = shares([size for size in weights.sizes if size >= PERSISTENT], ranks) * ranks if ranks > 1 else 0
+        kept = large if not refetched(total) else min(large, REUSE // 2)
+        parts += [
+            ("gathered weights", "pass", width * kept),
+            ("gathering", "pass", width * min(large, PREFETCH)),  # then each weight is joined from its parts
+            ("bucket, joined", "pass", width * min(bucket, total)),
+            ("gradients, joined", "step", 4 * own),
+        ]
+    else:
+        kept, stepped = _gradients(stage, total, own, half, done)
+        parts += [
+            ("two buckets", "pass", 2 * width * bucket),
+            ("bucket, joined", "pass", width * min(bucket, total)),
+            ("gradients", "pass", kept),
+            ("gradients", "step", stepped),
+        ]
+    return tuple(Part(name=name, span=span, bytes=size) for name, span, size in parts if size)
+
+
+def peak(parts: Sequence[Part]) -> int:
+    """The most that a rank holds at once."""
+    spans = {span: sum(part.bytes for part in parts if part.span == span) for span in ("always", "pass", "step")}
+    return spans["always"] + max(spans["pass"], spans["step"])
+
+
+def largest_micro(stage: Stage, weights: Weights, ranks: int, memory: float, activations: Activations) -> int:
+    """Samples of the largest micro-batch in bf16 on devices of `memory` bytes; 0: the state alone does not fit.
+
+    It need not divide the stage's batch.
+    """
+    held = sum(part.bytes for part in state(stage, weights, ranks, half=True))
+    rest = sum(
+        part.bytes
+        for part in transient(stage, weights, ranks, half=True, gpu=True, activations=activations)
+        if part.span == "pass" and part.name != "activations"
+    )
+    return max(0, int((USABLE * memory - RESERVED - held - rest) // activations.peak))
+
+
+def own_elements(zero_stage: int, weights: Weights, ranks: int) -> int:
+    """Elements of the optimizer's state on each rank."""
+    if zero_stage == 0:
+        return weights.total
+    return shares(weights.sizes, ranks) if zero_stage == 3 else share(weights.total, ranks)
+
+
+def _gradients(stage: Stage, total: int, own: int, half: bool, done: int) -> tuple[int, int]:
+    """Bytes of gradients outside the buckets at stages 1 and 2, in the pass and in the step.
+
+    Each rank takes its own share out of the buckets; the step joins it and casts it to fp32. Stage 2 sums it over the
+    passes, in bf16 straight into one fp32 vector. Stage 1 sums before it reduces, so that it keeps all of it (in fp32
+    alone: engine_rules.passes).
+    """
+    if half:
+        summed = 8 * own if done > 1 else 4 * own  # a pass's share beside the sum
+        return (summed, 4 * own) if stage.engine.zero_stage == 2 else (2 * own, 8 * own)
+    if done == 1:
+        return 4 * own, 8 * own
+    return (8 * own, 12 * own) if stage.engine.zero_stage == 2 else (4 * total + 4 * own, 12 * own)
