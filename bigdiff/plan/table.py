@@ -48,7 +48,7 @@ def show(out: Console, content: RenderableType) -> None:
 
 def order(recipe: Recipe, profile: str, planned: Sequence[Planned], out: Console) -> RenderableType:
     """The stages in the order of training, and what each starts from."""
-    table = _table(out)
+    table = blank(out)
     for column in ("stage", "starts from"):
         table.add_column(column, overflow="fold")
     for column in ("steps", "batch", "pictures seen"):
@@ -92,7 +92,8 @@ def shown(value: Any) -> str:  # noqa: ANN401 (plain values)
     return "none" if value is None else str(value)
 
 
-def _table(out: Console) -> Table:
+def blank(out: Console) -> Table:
+    """Without columns: ruled on a terminal, plain elsewhere."""
     ruled = out.is_terminal  # a rule's columns have a space between them
     return Table(
         box=box.SIMPLE_HEAD if ruled else None, pad_edge=False, padding=(0, 1 if ruled else 2, 0, 0), show_edge=False
@@ -147,7 +148,7 @@ def _columns(lines: Sequence[Line], width: int) -> tuple[int | None, ...]:
 def _section(
     title: str, lines: Sequence[Line], notes: Sequence[str], columns: tuple[int | None, ...], out: Console
 ) -> RenderableType:
-    table = _table(out)
+    table = blank(out)
     for name, width in zip(("", "fact", "published", "source", "here"), columns, strict=True):
         table.add_column(name, width=width, overflow="fold")
     if out.width >= WIDE:

@@ -189,3 +189,15 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
 def test_the_shipped_clusters_are_documented_where_they_must_be_changed() -> None:
     for name in ("example", "sd-v1-card"):
         assert "# change" in (CONFIGS / "cluster" / f"{name}.yaml").read_text()
+
+
+def test_a_plan_tells_time_memory_and_money_for_each_number_of_nodes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--stage", "256px", "--device", "h200", "--nodes", "1,32", "--price", "3", "batch.micro=64"]
+    output = here(capsys, monkeypatch, "launch/plan.py", *options)
+    for part in ("859,520,964 trained parameters", "180.1 forward", "ZeRO-2", "32 nodes", "masters", "money ~", "H200"):
+        assert part in output
+    done = call("launch/plan.py", "--stage", "256px")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "add --device NAME" in done.stderr

@@ -1,0 +1,45 @@
+import io
+from functools import cache
+
+import pytest
+from rich.console import Console
+
+from bigdiff.config.load import load_cluster, load_stage
+from bigdiff.plan.devices import device
+from bigdiff.plan.forecast import Basis, Forecast, forecast
+from bigdiff.plan.outlook import report
+
+SMALL = ("model.unet.block_out_channels=[32,64,128,128]", "model.unet.attention_head_dim=4")
+GIVEN = Basis(device=device("h200"), price=3.0)
+
+
+@cache
+def forecasts() -> tuple[Forecast, ...]:
+    cluster = load_cluster("sd-v1-card")
+    return tuple(forecast(load_stage(name, SMALL), cluster, (1, 4), GIVEN) for name in ("256px", "512px"))
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_lines_fit_and_every_part_is_told(width: int) -> None:
+    out = Console(file=io.StringIO(), width=width, highlight=False)
+    out.print(report(forecasts(), GIVEN, out))
+    assert isinstance(out.file, io.StringIO)
+    text = out.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for part in ("masters", "moments", "averages", "activations", "largest micro-batch", "new weights", "all stages"):
+        assert part in text
+    joined = " ".join(text.split())
+    for one in forecasts():
+        for sentence in one.assumed:
+            assert " ".join(sentence.split()) in joined
+
+
+def test_the_whole_recipe_costs_what_its_stages_do() -> None:
+    out = Console(file=io.StringIO(), width=120, highlight=False)
+    out.print(report(forecasts(), GIVEN, out))
+    assert isinstance(out.file, io.StringIO)
+    last = out.file.getvalue().partition("all stages")[2].split("\n")[2].split()
+    hours = sum(one.rows[0].cost.device_hours for one in forecasts())
+    assert last[0] == "1"
+    assert float(last[2].replace(",", "")) == pytest.approx(hours, abs=0.51)
+    assert float(last[3].replace(",", "")) == pytest.approx(3 * hours, abs=0.51)
