@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import in_bf16
 from bigdiff.config.errors import UsageError
-from bigdiff.config.schema import Cluster, Stage
+from bigdiff.config.schema import Stage
 from bigdiff.plan import activations, flops, probe
 from bigdiff.plan.activations import Activations
 from bigdiff.plan.cost import Cost, cost
