@@ -1,7 +1,9 @@
 """A real SLURM of four nodes on this machine: slurmctld, slurmds and munged, in a folder of their own."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -10,9 +12,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from bigdiff.checkpoint import layout
+from bigdiff.cluster import submit
+from bigdiff.config.cluster import Cluster, Preflight
+from bigdiff.config.load import load_stage
+from bigdiff.runtime.files import sha256
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")  # Debian: slurm-wlm
 CONFIGURATION = """
@@ -54,6 +64,16 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1{number} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2\n"
 NODES = ("n1", "n2", "n3", "n4")
+CLUSTER = Cluster(
+    name="test",
+    nodes=2,
+    processes_per_node=1,
+    gpus_per_node=0,
+    cpus_per_process=1,
+    time_minutes=30,  # of jobs up to ten minutes submitit counts each preemption as a time-out
+    environment=("GLOO_SOCKET_IFNAME=lo", "HF_HUB_OFFLINE=1"),
+    preflight=Preflight(slow=0.0),  # the nodes share two cores with whatever else runs
+)
 
 
 class Slurm:
@@ -107,6 +127,21 @@ class Slurm:
         )
         return told.stdout
 
+    def lose(self, node: str) -> None:
+        """What a power failure does to a node: its daemon and all that runs there are gone at once."""
+        of_node = f"SLURMD_NODENAME={node}".encode()
+        for process in list(self._processes()):
+            with suppress(OSError):
+                folder = Path(f"/proc/{process}")
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                daemon = node.encode() in words or any(one.endswith(f"({node})".encode()) for one in words)
+                if daemon or of_node in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(process, signal.SIGKILL)
+
+    def boot(self, node: str) -> None:
+        """Start the daemon of a node that was lost."""
+        self._start("slurmd", "-D", "-N", node)
+
     def stop(self) -> None:
         for _ in range(50):
             if not (found := list(self._processes())):
@@ -140,6 +175,65 @@ class Slurm:
                     yield int(entry.name)
 
 
+class Job:
+    """What can be known of a job, and done to it, from outside."""
+
+    def __init__(self, slurm: "Slurm", number: str, run: Path) -> None:
+        self.slurm, self.number, self.run = slurm, number, run
+
+    def shown(self) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.slurm.run("scontrol", "show", "job", "-o", self.number)))
+
+    def wait(self, *, step: int, seconds: float = 120) -> None:
+        self.until(lambda: self.metrics() and self.metrics()[-1]["step"] >= step, f"step {step}", seconds)
+
+    def end(self, seconds: float = 120) -> tuple[str, str, int]:
+        """State, exit code and number of restarts, once the job has ended and its processes are gone."""
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        self.until(lambda: self.shown()["JobState"] not in going, "end", seconds)
+        shown = self.shown()
+        return shown["JobState"], shown["ExitCode"], int(shown["Restarts"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.run / layout.METRICS
+        whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def rank_1(self, seconds: float = 60) -> int:
+        found: list[int] = []
+        self.until(lambda: found.extend(self.ranks("1")) or found, "rank 1", seconds)
+        return found[0]
+
+    def losses(self) -> list[dict[str, float]]:
+        """All that was measured of each step, but for times and rates."""
+        return [
+            {key: value for key, value in line.items() if "loss" in key or "norm" in key} for line in self.metrics()
+        ]
+
+    def weights(self) -> list[str]:
+        newest = layout.latest(self.run)
+        assert newest is not None
+        return [newest.name, *(sha256(file) for file in sorted(newest.glob("rank-*.safetensors")))]
+
+    def log(self) -> str:
+        (log,) = (self.run / "logs").glob(f"*-{self.number}/{self.number}_0_log.out")
+        return log.read_text()
+
+    def ranks(self, rank: str) -> Iterator[int]:
+        wanted = {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                named = b"submitit.core._submit" in (folder / "cmdline").read_bytes()
+                if named and wanted <= {*(folder / "environ").read_bytes().split(b"\0")}:
+                    yield int(folder.name)
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"no {what} in {seconds} s: {self.shown()}"
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def _slurm() -> Iterator[Slurm]:
     missing = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
@@ -167,6 +261,22 @@ def slurm(_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
         monkeypatch.setenv(name, value)
     _until(lambda: not _slurm.run("squeue", "-h") and _slurm.idle() == list(NODES), "empty queue and idle nodes")
     return _slurm
+
+
+@pytest.fixture
+def start(slurm: Slurm, toy: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Submit the toy stage under a name, with runs in `tmp_path`, on a cluster that differs as given."""
+    jobs: list[str] = []
+
+    def begin(name: str, *settings: str, **cluster: Any) -> Job:
+        common = [f"name={name}", f"runs={tmp_path}", "steps=300", "checkpoint.every=20", "batch.micro=4"]
+        stage, chosen = load_stage(str(toy / "stage.yaml"), [*common, *settings]), replace(CLUSTER, **cluster)
+        jobs.append(submit.slurm(submit.of_stage(stage, chosen), chosen))
+        return Job(slurm, jobs[-1], tmp_path / name)
+
+    yield begin
+    for job in jobs:
+        slurm.run("scancel", job)
 
 
 def _clean() -> dict[str, str]:
