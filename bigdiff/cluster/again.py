@@ -196,16 +196,13 @@ def restart(where: Where, verdict: Verdict) -> None:
         said.append(f"blamed: {', '.join(verdict.without)}; the job starts {how}")
     sys.stdout.write("\n".join(said) + "\n")
     sys.stdout.flush()
-    ended: list[int] = []  # by SLURM, which sends TERM to what is left of a requeued job
-    signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
+    # SLURM sends TERM to all that is left of a requeued job; blocked, also in scontrol, it waits until we have done
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     scontrol("requeue", where.job, silent=True)
     if without and spared:
         suspects.exclude(where.job, without)  # SLURM takes this of a job that waits, not of one that runs
-    until = time.monotonic() + LEAVE_SECONDS
-    while not ended:  # an exit before that would be the job's own
-        if time.monotonic() > until:
-            raise RunError(f"SLURM has not ended the batch script of the requeued job {where.job} in {LEAVE_SECONDS} s")
-        time.sleep(0.1)
+    if signal.sigtimedwait({signal.SIGTERM}, LEAVE_SECONDS) is None:  # an exit before that would be the job's own
+        raise RunError(f"SLURM has not ended the batch script of the requeued job {where.job} in {LEAVE_SECONDS} s")
     sys.exit(128 + signal.SIGTERM)
 
 
