@@ -1,4 +1,4 @@
-"""Write a run's newest checkpoint in diffusers' layout, as a pipeline or an autoencoder, loaded back and compared."""
+"""Write a checkpoint of a run in diffusers' layout, as a pipeline or an autoencoder, loaded back and compared."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="run folder, such as runs/quickstart-64px")
     parser.add_argument("--output", type=Path, required=True, help="folder; an earlier export is replaced")
     parser.add_argument("--weights", default="ema", help=f"{FORMS} (default: ema)")
+    parser.add_argument("--step", type=int, default=0, help="of the checkpoint (default: the newest undamaged one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32"
     )
@@ -20,15 +21,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.run.is_dir():
         raise UsageError(f"--run {arguments.run} is not a folder; train the stage first")
+    if arguments.step < 0:
+        raise UsageError(f"--step {arguments.step} must not be negative")
 
     from bigdiff.export import diffusers as pipelines  # torch and diffusers: seconds
     from bigdiff.train import release
 
     if arguments.dry_run:
-        source = pipelines.read(arguments.run, arguments.weights)
+        source = pipelines.read(arguments.run, arguments.weights, arguments.step)
         print(f"would export {source.checkpoint} ({source.which}, {arguments.dtype}) to {arguments.output}")
         return
-    released = release.export(arguments.run, arguments.output, arguments.weights, arguments.dtype)
+    released = release.export(arguments.run, arguments.output, arguments.weights, arguments.dtype, arguments.step)
     note = f"; {released.note}" if released.note else ""
     what = f"{released.checkpoint} ({released.weights}, {arguments.dtype})"
     print(f"{arguments.output}: {what}, loaded back and compared{note}")

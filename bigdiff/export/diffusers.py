@@ -1,4 +1,4 @@
-"""A run's newest checkpoint as a diffusers pipeline folder, checked before it takes its name.
+"""A checkpoint of a run as a diffusers pipeline folder, checked before it takes its name.
 
 With text a `StableDiffusionPipeline`; without, an `LDMPipeline` where there is a VAE and a `DDPMPipeline` where not.
 """
@@ -51,18 +51,18 @@ class Source:
     weights: dict[str, Tensor]  # "unet.*" and, where the text encoder was trained, "text_encoder.*"
 
 
-def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32") -> Source:
-    """Write the newest undamaged checkpoint of `run` to `output` as a pipeline folder and return what was exported.
+def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32", step: int = 0) -> Source:
+    """Write a checkpoint of `run` to `output` as a pipeline folder and return what was exported; as `read`.
 
     Raises:
-        UsageError: when `run` has no checkpoint, or `output` holds something else than an earlier export.
+        UsageError: when `run` has no such checkpoint, or `output` holds something else than an earlier export.
         RunError: when the written folder does not load back to the same tensors and the same eps.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
     if output.exists() and not (output / INDEX).is_file() and any(output.iterdir()):
         raise UsageError(f"{output} holds something else than a pipeline: choose another output folder")
-    source = read(run, weights)
+    source = read(run, weights, step)
     pipeline = build(source).to(DTYPES[dtype])
     with replacing_folder(output) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
@@ -74,8 +74,10 @@ def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32"
     return source
 
 
-def read(run: Path, weights: str) -> Source:
-    """The stage, and `weights` (bigdiff.config.averages) of the newest undamaged checkpoint, of the run folder `run`.
+def read(run: Path, weights: str, step: int = 0) -> Source:
+    """The stage of a run folder, and `weights` (bigdiff.config.averages) of its checkpoint of `step`.
+
+    Without a step of the newest undamaged one.
 
     Raises:
         UsageError: when there is none, or it does not hold these.
@@ -85,7 +87,12 @@ def read(run: Path, weights: str) -> Source:
         raise UsageError(f"{run} is not a run folder: it has no {layout.CONFIG}; train the stage first")
     stage = check(load(Stage, [file]))
     problems = [f"{layout.checkpoints(run)} has no checkpoint"]
-    for checkpoint in layout.saved(run):
+    saved = layout.saved(run)
+    asked = [one for one in saved if layout.step_of(one) == step] if step else saved
+    if saved and not asked:
+        steps = ", ".join(str(layout.step_of(one)) for one in reversed(saved))
+        raise UsageError(f"{run} has no checkpoint of step {step}: it has those of {steps}")
+    for checkpoint in asked:
         try:
             found = complete(checkpoint, weights)
         except Damaged as error:  # the one before it is used

@@ -55,9 +55,9 @@ class Places:
         """The run folder of one stage."""
         return self.runs / f"quickstart-{size}px"
 
-    def pipeline(self, size: int) -> Path:
-        """The exported pipeline of one stage."""
-        return self.run(size) / "pipeline"
+    def pipeline(self, size: int, step: int = 0) -> Path:
+        """The exported pipeline of one stage: of its end, or of a step."""
+        return self.run(size) / (f"pipeline-{step}" if step else "pipeline")
 
     @property
     def overrides(self) -> list[str]:
@@ -102,9 +102,10 @@ def audit(places: Places, size: int) -> list[str]:
     return ["-m", "bigdiff.data.audit", str(places.run(size))]
 
 
-def export(places: Places, size: int) -> list[str]:
-    """A trained stage -> a diffusers pipeline."""
-    return ["launch/export.py", "--run", str(places.run(size)), "--output", str(places.pipeline(size))]
+def export(places: Places, size: int, step: int = 0) -> list[str]:
+    """A trained stage, or its checkpoint of a step -> a diffusers pipeline."""
+    words = ["launch/export.py", "--run", str(places.run(size)), "--output", str(places.pipeline(size, step))]
+    return [*words, "--step", str(step)] if step else words
 
 
 def run(command: Sequence[str], say: Callable[[str], None]) -> None:
@@ -151,14 +152,15 @@ def stage(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -
     return judge(places, size, clock, say)
 
 
-def judge(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -> Table:
-    """Audit, export and judge a stage that was trained."""
-    with clock.phase("audit: was every position read once, and the right sample at each?", say):
-        run(audit(places, size), say)
+def judge(places: Places, size: int, clock: Clock, say: Callable[[str], None], step: int = 0) -> Table:
+    """Audit, export and judge a stage that was trained; of a step, while it trains, export and judge that."""
+    if not step:
+        with clock.phase("audit: was every position read once, and the right sample at each?", say):
+            run(audit(places, size), say)
     with clock.phase(f"export the {size} px pipeline", say):
-        run(export(places, size), say)
+        run(export(places, size, step), say)
     with clock.phase(f"judge 128 held-out captions at {size} px", say):
-        return prove(places.pipeline(size), size, say)
+        return prove(places.pipeline(size, step), size, say)
 
 
 def sample(places: Places, say: Callable[[str], None]) -> Path:

@@ -10,7 +10,7 @@ from bigdiff.quickstart.dataset import PORT, Options
 from bigdiff.quickstart.job import SIZES, Clock, Places
 from bigdiff.runtime.files import write_json
 
-SCORES = "scores.json"  # in a run's folder, when it was judged
+SCORES = "scores.json"  # in a run's folder, when it was judged; of a step "scores-100.json"
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     judge = parts.add_parser("judge", help=f"audit and export a run, judge its pictures, write {SCORES} beside it")
     judge.add_argument("--run", type=Path, required=True, help="folder of a run of quickstart-32px or quickstart-64px")
     judge.add_argument("--size", type=int, required=True, choices=SIZES, help="pixels of its stage")
+    judge.add_argument("--step", type=int, default=0, help="of a checkpoint, while it trains (default: the end's)")
     arguments = parser.parse_args()
 
     def say(line: str) -> None:
@@ -43,10 +44,13 @@ def main() -> None:
     places = Places(runs=arguments.run.parent)
     if places.run(arguments.size) != arguments.run:
         raise UsageError(f"--run {arguments.run} must end in quickstart-{arguments.size}px, as that stage's run does")
-    scores = job.judge(places, arguments.size, clock, say)
+    if arguments.step < 0:
+        raise UsageError(f"--step {arguments.step} must not be negative")
+    scores = job.judge(places, arguments.size, clock, say, arguments.step)
     for attribute, row in scores.items():
         say(f"{attribute:12}right {row['accuracy']:.2f}, by chance {row['chance']:.2f}, oracle {row['oracle']:.2f}")
-    write_json(arguments.run / SCORES, {"seconds": clock.seconds, "scores": scores})
+    file = f"scores-{arguments.step}.json" if arguments.step else SCORES
+    write_json(arguments.run / file, {"seconds": clock.seconds, "scores": scores})
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ class Released:
     note: str  # "" or what was found on the way
 
 
-def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32") -> Released:
-    """Write the newest undamaged checkpoint of `run` to the folder `output`, loaded back and compared.
+def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32", step: int = 0) -> Released:
+    """Write a checkpoint of `run` to the folder `output`, loaded back and compared: that of `step`, or the newest.
 
     Raises:
-        UsageError: when `run` has no checkpoint, its data are needed and not there, or `output` holds something else.
+        UsageError: when `run` has no such checkpoint, its data are needed and not there, or `output` holds other things.
         RunError: when what was written does not load back to the same, or nothing can be measured.
     """
-    source = diffusers.read(run, weights)
+    source = diffusers.read(run, weights, step)
     stage = source.stage
     if stage.model.autoencoder is None:
-        written = diffusers.export(run, output, weights, dtype)
+        written = diffusers.export(run, output, weights, dtype, step)
         return Released(checkpoint=written.checkpoint, weights=written.which, note="")
     with opened(stage.data) as sets:
         reader = ImageReader([one for one in sets if isinstance(one, ImageSet)], framing(stage))

@@ -121,6 +121,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained: Trained, tmp_
         diffusers.read(tmp_path / "toy", "ema")
 
 
+def test_the_checkpoint_of_a_step_is_exported_where_it_is_asked_for(trained: Trained, tmp_path: Path) -> None:
+    source = trained(tmp_path, step=3)
+    trained(tmp_path, step=5)
+    found = diffusers.export(tmp_path / "toy", tmp_path / "out", step=3)
+    assert found.checkpoint == layout.checkpoint(tmp_path / "toy", 3)
+    assert torch.equal(load(tmp_path / "out").unet.state_dict()["conv_in.weight"], source.unet.conv_in.weight)
+    with pytest.raises(UsageError, match="no checkpoint of step 4: it has those of 3, 5"):
+        diffusers.read(tmp_path / "toy", "ema", 4)
+    (layout.checkpoint(tmp_path / "toy", 3) / layout.shard(0, 1)).unlink()  # no other stands in for it
+    with pytest.raises(UsageError, match="missing"):
+        diffusers.read(tmp_path / "toy", "ema", 3)
+
+
 def test_what_cannot_be_exported_is_refused(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.yaml"):
         diffusers.export(tmp_path, tmp_path / "out")

@@ -16,6 +16,7 @@ def part(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["judge", "--run", "runs/other", "--size", "32"], "--run runs/other must end in quickstart-32px"),
         (["judge", "--run", "runs/quickstart-64px", "--size", "32"], "must end in quickstart-32px"),
         (["judge", "--run", "runs/quickstart-32px", "--size", "33"], "invalid choice: 33"),
+        (["judge", "--run", "runs/quickstart-32px", "--size", "32", "--step", "-1"], "--step -1 must not be negative"),
         (["images", "--scenes", "0"], "error: --scenes 0: there must be 1 or more"),
         ([], "required: part"),
     ],
