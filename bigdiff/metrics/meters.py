@@ -1,7 +1,9 @@
 """Sums between two log lines, kept on the device, so that no step waits for the host."""
 
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,15 @@ class Reading:
     terms: dict[str, float]  # further means, by name
     images_per_second: float
     data_wait_fraction: float  # of the wall clock, on the process that waited most
+    slowest: "Slowest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slowest:
+    """The process that took longest over its own forward passes, which wait for no other before ZeRO-3."""
+
+    rank: int
+    ratio: float  # its time over the median of all processes; 1 where nothing was timed
 
 
 class Meters:
@@ -34,6 +45,8 @@ class Meters:
         self._total = self._zeros(2)
         self._terms: dict[str, torch.Tensor] = {}
         self._wait = 0.0
+        self._seconds = 0.0  # of forward passes on a CPU
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # around those on a GPU
         self.empty = True  # nothing was added since the last reading; the same on all processes
         self._began = time.perf_counter()
 
@@ -60,13 +73,29 @@ class Meters:
             sums = self._terms.setdefault(name, self._zeros(2))
             sums += torch.stack((term.detach().double(), torch.ones_like(sums[0])))
 
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Time a forward pass; no synchronisation: on a GPU between two events of its stream."""
+        if self._world.device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+            return
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        first.record()
+        yield
+        last.record()
+        self._events.append((first, last))
+
     def take(self) -> Reading:
         """Means over all processes; collective."""
         elapsed = time.perf_counter() - self._began
         names = sorted(self._terms)
         flat = torch.cat([self._total, self._bins.flatten(), *(self._terms[name] for name in names)])
         shared = (self._world.mean(flat) * self._world.size).cpu().tolist()
-        waited = float(self._world.largest(torch.tensor([self._wait])).item())
+        # the copy to the host above has waited for the events
+        busy = self._seconds + sum(first.elapsed_time(last) for first, last in self._events) / 1e3
+        waits, times = self._world.every(torch.tensor([self._wait, busy])).T.tolist()
         total, seen, *rest = shared
         bins, terms = (rest[:BINS], rest[BINS : 2 * BINS]), rest[2 * BINS :]
         reading = Reading(
@@ -74,7 +103,14 @@ class Meters:
             loss_by_bin=tuple(one / count if count else None for one, count in zip(*bins, strict=True)),
             terms={name: terms[2 * at] / terms[2 * at + 1] for at, name in enumerate(names)},
             images_per_second=seen / elapsed,
-            data_wait_fraction=waited / elapsed,
+            data_wait_fraction=max(waits) / elapsed,
+            slowest=slowest(times),
         )
         self._reset()
         return reading
+
+
+def slowest(times: list[float]) -> Slowest:
+    """Of each process's time, by rank."""
+    longest, middle = max(times), statistics.median(times)
+    return Slowest(rank=times.index(longest), ratio=longest / middle if middle else 1.0)

@@ -60,6 +60,13 @@ class World:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return most
 
+    def every(self, values: torch.Tensor) -> torch.Tensor:
+        """The small fp32 tensor [K] of every process, by rank, on every process: [size, K]."""
+        mine = values.detach().to(self.device, torch.float32)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine)
+        return torch.stack(found)
+
     def agree(self, loss: torch.Tensor, stop: bool, failed: bool) -> Agreed:
         """Put together what each process knows after a step, in one small collective: see Agreed.
 

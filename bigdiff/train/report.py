@@ -1,5 +1,7 @@
 """What a run tells of itself: a line for a person, points for TensorBoard and metrics.jsonl, pictures."""
 
+from typing import Final
+
 import torch
 
 from bigdiff.config import averages
@@ -7,6 +9,8 @@ from bigdiff.data.damage import budget_left, over_budget
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.models.ema import distances, squares
 from bigdiff.train.run import Drawer, Run
+
+SLOW: Final = 1.25  # of the median forward time, above which the log names the process
 
 
 def log(run: Run, stepped: Stepped) -> None:
@@ -16,11 +20,13 @@ def log(run: Run, stepped: Stepped) -> None:
     damaged, dead = substituted(run)
     apart = drift(run)
     skipped = state.step - state.updates
+    slow, late = reading.slowest, reading.slowest.ratio > SLOW
     run.say(
         f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
         f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
         + (f"  damaged and substituted {damaged}" if damaged else "")
         + (f"  steps without effect {skipped}" if skipped else "")
+        + (f"  rank {slow.rank} on {run.hosts[slow.rank]} is slow, {slow.ratio:.2f} of the median" if late else "")
     )
     if run.writer is None:
         return
@@ -31,6 +37,7 @@ def log(run: Run, stepped: Stepped) -> None:
         "train/samples_seen": float(state.samples_seen),
         "speed/images_per_second": reading.images_per_second,
         "speed/data_wait_fraction": reading.data_wait_fraction,
+        "speed/slowest_rank": reading.slowest.ratio,
         "speed/checkpoint_stall_seconds": run.checkpoints.stall_seconds(),
         "data/damaged": float(damaged),
         "data/tombstoned": float(dead),

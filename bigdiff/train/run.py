@@ -42,6 +42,7 @@ class Run:
     stage: Stage
     folder: Path
     world: World
+    hosts: Sequence[str]  # each process's node
     watch: Watchdog
     sets: Sequence[ShardSet]
     course: Course

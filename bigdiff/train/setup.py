@@ -24,7 +24,7 @@ from bigdiff.runtime.files import write_bytes, write_json
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
 from bigdiff.runtime.watchdog import Watchdog, collective_timeout
-from bigdiff.runtime.world import World, enter, leave
+from bigdiff.runtime.world import World, enter, host, leave
 from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, regrouped, resuming
 from bigdiff.train import data as stream
 from bigdiff.train.preflight import Check
@@ -86,6 +86,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
             stage=stage,
             folder=folder,
             world=world,
+            hosts=world.gather(host()),
             watch=watch,
             sets=sets,
             course=course,

@@ -28,7 +28,8 @@ def optimizer_step(run: Run, micro_batches: Sequence[Micro]) -> Done:
     stepped, seen = None, []
     run.task.begin(micro_batches)
     for batch in micro_batches:
-        losses = run.task.losses(batch)
+        with run.meters.forward():
+            losses = run.task.losses(batch)
         run.engine.backward(poisoned(losses.total))
         seen.append(losses.detached())
         stepped = run.engine.step(run.state.step)

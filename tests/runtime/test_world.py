@@ -17,6 +17,7 @@ told = {
     "rank": w.rank, "size": w.size, "first": w.first,
     "mean": w.mean(torch.tensor([float(w.rank), 1.0])).tolist(),
     "largest": w.largest(torch.tensor([float(w.rank)])).tolist(),
+    "every": w.every(torch.tensor([float(w.rank), 5.0])).tolist(),
     "gather": w.gather({"rank": w.rank}),
     "first_says": w.first_says(f"from {w.rank}"),
     "first_does": w.first_does(lambda: f"done by {w.rank}"),
@@ -41,6 +42,7 @@ def test_two_processes_agree(run_ranks: Callable[..., list[str]]) -> None:
         assert one["size"] == 2
         assert one["mean"] == [0.5, 1.0]
         assert one["largest"] == [1.0]
+        assert one["every"] == [[0.0, 5.0], [1.0, 5.0]]
         assert one["first_does"] == "done by 0"
         assert one["complaint"] == "0 cannot"
         assert one["gather"] == [{"rank": 0}, {"rank": 1}]

@@ -134,6 +134,7 @@ def making(world: World, toy: Path, runs: Path, *arguments: str) -> Iterator[Run
             stage=stage,
             folder=folder,
             world=world,
+            hosts=("here",),
             watch=Watchdog(world, folder, stage.engine.timeout_seconds),
             sets=sets,
             course=course,

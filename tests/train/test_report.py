@@ -14,6 +14,7 @@ from bigdiff.checkpoint.state import TrainState, Window
 from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.evaluate.grid import Pictures
+from bigdiff.metrics.meters import Slowest
 from bigdiff.train import report
 from bigdiff.train.run import Run
 from bigdiff.train.step import meter, optimizer_step
@@ -66,6 +67,19 @@ def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.Captur
     assert run.say.told[0].endswith("  damaged and substituted 1  steps without effect 3")  # type: ignore[attr-defined]
     assert (points(run)[0]["data/damaged"], points(run)[0]["recovery/skipped_steps"]) == (1, 3)
     assert "00000.tar" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ratio", "named"), [(1.2, False), (1.3, True)])
+def test_a_process_that_is_slower_than_the_others_is_named(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, ratio: float, named: bool
+) -> None:
+    run = make_run()
+    stepped = metered(run)
+    reading = replace(run.meters.take(), slowest=Slowest(rank=0, ratio=ratio))
+    monkeypatch.setattr(run.meters, "take", lambda: reading)
+    report.log(run, stepped)
+    assert ("  rank 0 on here is slow, 1.30 of the median" in run.say.told[0]) is named  # type: ignore[attr-defined]
+    assert points(run)[0]["speed/slowest_rank"] == ratio
 
 
 def test_ranks_beyond_the_first_write_nothing(make_run: MakeRun) -> None:
