@@ -22,7 +22,7 @@ def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32"
     """Write a checkpoint of `run` to the folder `output`, loaded back and compared: that of `step`, or the newest.
 
     Raises:
-        UsageError: when `run` has no such checkpoint, its data are needed and not there, or `output` holds other things.
+        UsageError: when `run` has no such checkpoint, its data are needed and not there, or `output` is not free.
         RunError: when what was written does not load back to the same, or nothing can be measured.
     """
     source = diffusers.read(run, weights, step)
