@@ -1,7 +1,7 @@
-"""A recipe's stages and tasks as one graph: what waits for what, in an order to start them in."""
+"""A recipe's stages and tasks as one graph: what waits for what, in an order to start them in, and what runs beside."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bigdiff.config.errors import UsageError
@@ -30,13 +30,15 @@ def graph(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Node, 
     Raises:
         UsageError: for names that occur twice or are unknown, tasks without a command or an outcome, and circles.
     """
-    tasks = [_filled(task, stages[0].runs, cluster) for task in recipe.tasks]
-    named = [*(task.name for task in tasks), *(stage.name for stage in stages)]
-    twice = next((name for name in named if named.count(name) > 1), "")
+    names = [*(task.name for task in recipe.tasks), *(stage.name for stage in stages)]
+    twice = next((name for name in names if names.count(name) > 1), "")
     if twice:
         raise UsageError(f"recipe {recipe.name}: {twice} occurs more than once among its tasks and stages")
-    for task in tasks:
+    once = [task for task in recipe.tasks if not task.every]
+    named = [*(task.name for task in once), *(stage.name for stage in stages)]
+    for task in recipe.tasks:
         _check(recipe.name, task, named)
+    tasks = [_filled(task, stages[0].runs, cluster) for task in once]
     made = {place(task.makes): task.name for task in tasks}
     nodes = [Node(name=task.name, work=task, after=task.after) for task in tasks]
     for node in chain(stages):
@@ -44,6 +46,30 @@ def graph(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Node, 
         sets = dict.fromkeys(place(one.location) for one in sources(node.work.data))
         nodes.append(replace(node, after=(*node.after, *(made[one] for one in sets if one in made))))
     return _sorted(recipe.name, nodes)
+
+
+def beside(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Task, ...]:
+    """The tasks at checkpoints of a recipe, each after the one stage whose checkpoints it takes; see `at`.
+
+    Raises:
+        UsageError: for one that is not after a stage alone, makes the same at all steps, or whose checkpoints are not
+            kept until its job begins.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    found = [task for task in recipe.tasks if task.every]
+    for task in found:
+        _check_beside(recipe.name, task, by_name)
+    return tuple(_filled(task, stages[0].runs, cluster) for task in found)
+
+
+def at(task: Task, step: int) -> Task:
+    """A task at checkpoints as the task at one of them."""
+
+    def words(text: str) -> str:
+        return text.replace("{step}", str(step))
+
+    run = tuple(map(words, task.run))
+    return replace(task, name=f"{task.name}-{step}", run=run, makes=words(task.makes), after=(), every=0)
 
 
 def _sorted(recipe: str, nodes: Sequence[Node]) -> tuple[Node, ...]:
@@ -74,8 +100,28 @@ def _check(recipe: str, task: Task, names: Sequence[str]) -> None:
     unknown = next((one for one in task.after if one not in names), "")
     if unknown:
         raise UsageError(f"{about} is after {unknown}, which is none of {', '.join(names)}")
+    if task.every < 0:
+        raise UsageError(f"{about}: every={task.every} must not be negative")
     if task.gpus < 0:
         raise UsageError(f"{about}: gpus={task.gpus} must not be negative")
+
+
+def _check_beside(recipe: str, task: Task, stages: Mapping[str, Stage]) -> None:
+    """Refuse a task at checkpoints that would not find what it needs, or could not be told from the next."""
+    about = f"recipe {recipe}: task {task.name}, with every={task.every},"
+    if len(task.after) != 1 or task.after[0] not in stages:
+        raise UsageError(f"{about} needs `after` to be one stage, whose checkpoints it takes")
+    if "{step}" not in task.makes or not any("{step}" in word for word in task.run):
+        raise UsageError(f"{about} needs {{step}} in `run` and in `makes`, or it would be the same at all steps")
+    stage = stages[task.after[0]]
+    kept = stage.checkpoint.keep_every
+    if not kept or task.every % kept:
+        raise UsageError(
+            f"{about} needs checkpoints that are still there when its job begins: let it be a multiple of stage "
+            f"{stage.name}'s checkpoint.keep_every={kept}, and that not 0"
+        )
+    if task.every > stage.steps:
+        raise UsageError(f"{about} is never reached in the {stage.steps} steps of stage {stage.name}")
 
 
 def place(location: str) -> str:

@@ -13,7 +13,8 @@ from bigdiff.config.schema import Stage
 class Task:
     """What is done before, between or after the stages, by one process of its own: a command of this project.
 
-    Words may hold {runs}, the stages' folder of runs, and {cluster}, the name that the stages are submitted with.
+    Words may hold {runs}, the stages' folder of runs, and {cluster}, the name that the stages are submitted with; those
+    of a task at checkpoints hold {step}.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Task:
     makes: str  # the shard set's folder, or the file, that is there once it is done
     after: tuple[str, ...] = ()  # tasks and stages that must be done; a stage waits by itself for what makes its sets
     gpus: int = 0
+    every: int = 0  # steps: not once, but at each such checkpoint of the stage that it is after, beside what trains on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bigdiff.config.errors import UsageError
-from bigdiff.config.graph import chain, graph, place
+from bigdiff.config.graph import at, beside, chain, graph, place
 from bigdiff.config.load import load_stage
 from bigdiff.config.recipe import Recipe, Task, load_recipe
 from bigdiff.config.schema import Stage
@@ -67,12 +67,59 @@ def test_words_name_the_runs_and_the_cluster() -> None:
         ([make("a", makes="")], "needs `run`"),
         ([make("../a")], "a name becomes a folder's"),
         ([make("a", gpus=-1)], "gpus=-1 must not be negative"),
+        ([make("a", every=-1)], "every=-1 must not be negative"),
     ],
 )
 def test_what_cannot_be_run_is_refused(tasks: list[Task], sentence: str) -> None:
     with pytest.raises(UsageError, match="recipe r") as error:
         order(*tasks)
     assert sentence in str(error.value)
+
+
+KEPT = ["checkpoint.every=10", "checkpoint.keep_every=20", "data.latents=sets/latents"]
+EVERY = Task(
+    name="judge",
+    run=("launch/x.py", "--step", "{step}", "--runs", "{runs}"),
+    makes="{runs}/scores-{step}.json",
+    after=("quickstart-32px",),
+    every=40,
+)
+
+
+def test_a_task_at_checkpoints_is_beside_the_graph_and_no_part_of_it() -> None:
+    stage = load_stage("quickstart-32px", [*KEPT, "runs=/r"])
+    recipe = Recipe(name="r", stages=(), tasks=[EVERY, make("latents")])
+    assert [node.name for node in graph(recipe, [stage], "ours")] == ["latents", "quickstart-32px"]
+    (task,) = beside(recipe, [stage], "ours")
+    found = at(task, 80)
+    assert (found.name, found.after, found.every) == ("judge-80", (), 0)
+    assert found.run == ("launch/x.py", "--step", "80", "--runs", "/r") and found.makes == "/r/scores-80.json"
+
+
+@pytest.mark.parametrize(
+    ("task", "kept", "sentence"),
+    [
+        (replace(EVERY, after=()), KEPT, "needs `after` to be one stage"),
+        (replace(EVERY, after=("quickstart-32px", "quickstart-32px")), KEPT, "needs `after` to be one stage"),
+        (replace(EVERY, makes="x"), KEPT, "needs {step} in `run` and in `makes`"),
+        (replace(EVERY, run=("x",)), KEPT, "needs {step} in `run` and in `makes`"),
+        (replace(EVERY, every=30), KEPT, "checkpoint.keep_every=20, and that not 0"),
+        (replace(EVERY, every=7000), KEPT, "never reached in the 700 steps"),
+        (EVERY, [KEPT[0], "checkpoint.keep_every=0", KEPT[2]], "checkpoint.keep_every=0, and that not 0"),
+    ],
+)
+def test_a_task_whose_checkpoints_would_not_be_there_is_refused(task: Task, kept: list[str], sentence: str) -> None:
+    stage = load_stage("quickstart-32px", kept)
+    with pytest.raises(UsageError, match="recipe r: task judge, with every=") as error:
+        beside(Recipe(name="r", stages=(), tasks=[task]), [stage], "ours")
+    assert sentence in str(error.value)
+
+
+def test_no_other_waits_for_a_task_at_checkpoints() -> None:
+    stage = load_stage("quickstart-32px", KEPT)
+    recipe = Recipe(name="r", stages=(), tasks=[EVERY, make("a", after=("judge",))])
+    with pytest.raises(UsageError, match="task a is after judge, which is none of a, quickstart-32px"):
+        graph(recipe, [stage], "ours")
 
 
 def test_the_spelling_of_a_place_does_not_matter() -> None:
