@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bigdiff.config.errors import UsageError
+from bigdiff.config.precedence import ordered
 from bigdiff.config.recipe import Recipe, Task
 from bigdiff.config.schema import Stage, sources
 
@@ -45,7 +46,11 @@ def graph(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Node, 
         assert isinstance(node.work, Stage)
         sets = dict.fromkeys(place(one.location) for one in sources(node.work.data))
         nodes.append(replace(node, after=(*node.after, *(made[one] for one in sets if one in made))))
-    return _sorted(recipe.name, nodes)
+    order, circle = ordered({node.name: node.after for node in nodes})
+    if circle:
+        raise UsageError(f"recipe {recipe.name}: {', '.join(circle)} wait for each other")
+    by_name = {node.name: node for node in nodes}
+    return tuple(by_name[name] for name in order)
 
 
 def beside(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Task, ...]:
@@ -70,17 +75,6 @@ def at(task: Task, step: int) -> Task:
 
     run = tuple(map(words, task.run))
     return replace(task, name=f"{task.name}-{step}", run=run, makes=words(task.makes), after=(), every=0)
-
-
-def _sorted(recipe: str, nodes: Sequence[Node]) -> tuple[Node, ...]:
-    ordered: dict[str, Node] = {}
-    while len(ordered) < len(nodes):
-        ready = next((one for one in nodes if one.name not in ordered and set(one.after) <= set(ordered)), None)
-        if ready is None:
-            circle = ", ".join(one.name for one in nodes if one.name not in ordered)
-            raise UsageError(f"recipe {recipe}: {circle} wait for each other")
-        ordered[ready.name] = ready
-    return tuple(ordered.values())
 
 
 def _filled(task: Task, runs: str, cluster: str) -> Task:

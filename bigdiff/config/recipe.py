@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import CARD, CONFIGS, find, load, load_stage
+from bigdiff.config.precedence import ordered
 from bigdiff.config.schema import Stage
 
 
@@ -72,19 +73,12 @@ def in_order(recipe: str, planned: Sequence[Planned]) -> tuple[Planned, ...]:
     for one in planned:
         if one.stage.init_from:
             _check_pair(recipe, one.stage, by_name[one.stage.init_from].stage)
-    ordered: dict[str, Planned] = {}
-    while len(ordered) < len(planned):
-        ready = next(
-            (one for one in planned if one.stage.name not in ordered and one.stage.init_from in {"", *ordered}),
-            None,
+    order, circle = ordered({one.stage.name: {one.stage.init_from} - {""} for one in planned})
+    if circle:
+        raise UsageError(
+            f"recipe {recipe}: {', '.join(circle)} start from each other: let one of them start from random weights"
         )
-        if ready is None:
-            circle = ", ".join(name for name in by_name if name not in ordered)
-            raise UsageError(
-                f"recipe {recipe}: {circle} start from each other: let one of them start from random weights"
-            )
-        ordered[ready.stage.name] = ready
-    return tuple(ordered.values())
+    return tuple(by_name[name] for name in order)
 
 
 def _check_names(recipe: str, stages: Sequence[Stage]) -> None:
