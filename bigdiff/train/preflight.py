@@ -109,12 +109,11 @@ def look(stage: Stage, logs: Path, world: World) -> Found:
     leader = hosts.index(hosts[world.rank])
     mine = {"rank": world.rank, "host": host(), "versions": nodes[leader].versions, **_device(world)}
     mine["wrong"] = mine.get("wrong") or shared.get(leader, "") or nodes[leader].data
-    every = world.gather(mine)
     bus, sums = 0.0, True
-    if world.size > 1 and not any(one["wrong"] for one in every):
+    if world.size > 1 and not any(world.gather(bool(mine["wrong"]))):
         bus, sums = rates.all_reduce(world)
         mine |= {"link": rates.links(world, peers.partners(hosts)), "clock": rates.clock(world)}
-        every = world.gather(mine)
+    every = world.gather(mine)
     buses, added, seconds = zip(*world.gather((bus, sums, time.monotonic() - began)), strict=True)
     return Found(
         readings=tuple(Reading(**one) for one in every),
