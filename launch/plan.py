@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from bigdiff.cluster.chosen import takes
 from bigdiff.config.errors import UsageError, door
 from bigdiff.config.facts import load_facts
-from bigdiff.config.load import CARD, load_cluster, load_stage
+from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.config.recipe import load_recipe
 
 
@@ -13,10 +14,7 @@ def main() -> None:
     """Parse, load, compute, print."""
     epilog = "docs/planning.md says what is measured and what is modelled."
     parser = argparse.ArgumentParser(description=__doc__, epilog=epilog)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--stage", default="", help="a file of configs/stages, or a path to one")
-    what.add_argument("--recipe", default="", help="a file of configs/recipes, or a path to one")
-    parser.add_argument("--profile", default=CARD, help="card or as-run, a folder of configs/profiles (default: card)")
+    takes(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--fidelity", action="store_true", help="each published fact beside this config's value (a recipe)"
@@ -27,7 +25,6 @@ def main() -> None:
     parser.add_argument("--nodes", help="numbers of nodes, such as 1,8,64 (default: the cluster's)")
     parser.add_argument("--network", type=float, help="Gb/s between nodes for each rank (default: 400)")
     parser.add_argument("--price", type=float, help="of a device and hour")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all stages, such as seed=1")
     arguments = parser.parse_intermixed_args()
     recipe, planned = None, ()
     if arguments.recipe:
