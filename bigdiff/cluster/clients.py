@@ -63,6 +63,15 @@ def scontrol(*arguments: str, silent: bool = False) -> str:
     return done.stdout
 
 
+def hostnames(nodes: str) -> tuple[str, ...]:
+    """The hosts of a SLURM node list such as `gpu[01-04]`, one by one; at least one.
+
+    Raises:
+        RunError: as `scontrol`.
+    """
+    return tuple(scontrol("show", "hostnames", nodes).split())
+
+
 def refused(script: str | Path, *options: str) -> str:
     """Why SLURM would not take the job of an sbatch script, given as its text or its file; "" where it would.
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from bigdiff.cluster.clients import scontrol
+from bigdiff.cluster.clients import hostnames, scontrol
 from bigdiff.config.errors import RunError
 
 # Below the kernel's ephemeral ports (32768 and up), which any client connection may hold for a moment
@@ -106,7 +106,7 @@ def first_address(nodes: str) -> str:
     Raises:
         RunError: when SLURM's `scontrol` does not answer.
     """
-    host = scontrol("show", "hostnames", nodes).split()[0]
+    host = hostnames(nodes)[0]
     try:
         socket.getaddrinfo(host, None)
     except OSError:

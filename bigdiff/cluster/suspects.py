@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from bigdiff.cluster.clients import refused, scontrol, shown
+from bigdiff.cluster.clients import hostnames, refused, scontrol, shown
 
 START: Final = "== start "  # a line of the batch script's log, before anything else of a start
 _READ: Final = 2**20  # bytes of the log's end
@@ -40,7 +40,7 @@ def job_nodes() -> tuple[str, ...]:
     Raises:
         RunError: when SLURM's `scontrol` does not answer.
     """
-    return tuple(scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split())
+    return hostnames(os.environ["SLURM_JOB_NODELIST"])
 
 
 def spared(script: Path, without: Sequence[str]) -> bool:
@@ -55,7 +55,7 @@ def excluded(job: str) -> tuple[str, ...]:
         RunError: as `job_nodes`.
     """
     listed = shown(job, "ExcNodeList")
-    return tuple(scontrol("show", "hostnames", listed).split()) if listed not in ("", "(null)") else ()
+    return hostnames(listed) if listed not in ("", "(null)") else ()
 
 
 def exclude(job: str, nodes: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""A real SLURM of four nodes on this machine: slurmctld, slurmds and munged, in a folder of their own."""
+"""A real SLURM of four nodes on this machine: slurmctld, slurmds and munged, in a folder of their own.
+
+And programs in its clients' place, for answers that it gives rarely.
+"""
 
 import json
 import os
@@ -261,6 +264,18 @@ def slurm(_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
         monkeypatch.setenv(name, value)
     _until(lambda: not _slurm.run("squeue", "-h") and _slurm.idle() == list(NODES), "empty queue and idle nodes")
     return _slurm
+
+
+@pytest.fixture
+def put_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Put a program in front of those of its name: (name, lines of shell)."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def put(name: str, body: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o700)
+
+    return put
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Graphs of jobs: a script in sbatch's place for what is submitted, a real SLURM for what is not."""
 
-import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,18 @@ def flags(script: str) -> dict[str, str]:
     return {key: value for key, _, value in re.findall(r"^#SBATCH --([a-z-]+)(=(.*))?$", script, re.MULTILINE)}
 
 
-def put_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    program = folder / "sbatch"
-    program.write_text(f"#!/bin/bash\n{body}\n")
-    program.chmod(0o700)
-    for name in ("sinfo", "squeue"):
-        (folder / name).write_text("#!/bin/sh\n")
-        (folder / name).chmod(0o700)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+@pytest.fixture
+def put_sbatch(put_program: Callable[[str, str], None]) -> Callable[[str], None]:
+    """Put lines of shell in sbatch's place, beside an empty queue."""
+    put_program("squeue", "")
+    put_program("sinfo", "")
+    return lambda body: put_program("sbatch", body)
 
 
 def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
+    put_sbatch: Callable[[str], None], tmp_path: Path, toy: Path
 ) -> None:
     put_sbatch(
-        tmp_path,
-        monkeypatch,
         f'{TESTED}n=$(ls {tmp_path}/*.got 2>/dev/null | wc -l); cp "$1" {tmp_path}/$n.got; echo "job $((100 + n))"',
     )
     runs = tmp_path / "runs"
@@ -65,8 +61,8 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     assert shown == ["singleton", "'afterok:<id of 256px>,singleton'", "'afterok:<id of 512px>,singleton'"]
 
 
-def test_a_chain_whose_data_is_not_there_submits_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    put_sbatch(tmp_path, monkeypatch, f'{TESTED}cp "$1" {tmp_path}/got; echo "job 1"')
+def test_a_chain_whose_data_is_not_there_submits_nothing(put_sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    put_sbatch(f'{TESTED}cp "$1" {tmp_path}/got; echo "job 1"')
     near, far = f"data.latents={tmp_path}/none", "data.latents=s3://bucket/set"
     with pytest.raises(UsageError, match=r"none has no manifest\.json: it is not a finished shard set"):
         list(submitted(of(load_stage("256px", [f"runs={tmp_path}", near])), CARD))
@@ -76,9 +72,9 @@ def test_a_chain_whose_data_is_not_there_submits_nothing(monkeypatch: pytest.Mon
 
 
 def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy: Path
+    put_sbatch: Callable[[str], None], tmp_path: Path, toy: Path
 ) -> None:
-    put_sbatch(tmp_path, monkeypatch, f'{TESTED}cp "$1" {tmp_path}/got; echo "job 1"')
+    put_sbatch(f'{TESTED}cp "$1" {tmp_path}/got; echo "job 1"')
     given = [f"runs={tmp_path / 'runs'}", *OTHER]
     stages = [load_stage(name, given) for name in ("512px", "512px-aesthetics")]
     with pytest.raises(UsageError, match=r"init_from=256px: .* has no checkpoint; train that stage first"):

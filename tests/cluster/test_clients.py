@@ -1,39 +1,35 @@
 """SLURM's client programs: scripts in their place for what they say, the real ones for what they refuse."""
 
-import os
-import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bigdiff.cluster.clients import refused, scontrol, sinfo, squeue, state
+from bigdiff.cluster.clients import hostnames, refused, scontrol, sinfo, squeue, state
 from bigdiff.config.errors import RunError
 
 Slurm = Any  # of tests/cluster/conftest.py
 SCRIPT = "#!/bin/bash\n#SBATCH --nodes={nodes} --ntasks-per-node=1\n{more}\ntrue\n"
 
 
-def put_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    program = folder / "scontrol"
-    program.write_text(f"#!/bin/sh\n{body}\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-def test_a_jobs_state_is_slurms_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, 'test "$*" = "show job -o 17" && echo "JobId=17 JobState=RUNNING Reason=None"')
+def test_a_jobs_state_is_slurms_word(put_program: Callable[[str, str], None]) -> None:
+    put_program("scontrol", 'test "$*" = "show job -o 17" && echo "JobId=17 JobState=RUNNING Reason=None"')
     assert state("17") == "RUNNING"
-    put_scontrol(tmp_path, monkeypatch, "echo JobId=17")
+    put_program("scontrol", "echo JobId=17")
     assert state("17") == "UNKNOWN"
 
 
-def test_an_order_may_be_carried_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, "exit 0")
+def test_an_order_may_be_carried_out_in_silence(put_program: Callable[[str, str], None]) -> None:
+    put_program("scontrol", "exit 0")
     assert scontrol("requeue", "17", silent=True) == ""
-    put_scontrol(tmp_path, monkeypatch, "exit 1")
+    put_program("scontrol", "exit 1")
     with pytest.raises(RunError, match="scontrol requeue 17 failed"):
         scontrol("requeue", "17", silent=True)
+
+
+def test_a_node_list_is_spelt_out(slurm: Slurm) -> None:
+    assert hostnames("gpu[01-03],login") == ("gpu01", "gpu02", "gpu03", "login")
 
 
 @pytest.mark.parametrize(
@@ -64,11 +60,9 @@ def test_variables_of_a_job_that_asks_do_not_reach_the_question(slurm: Slurm, mo
     assert refused(SCRIPT.format(nodes=1, more="")) == ""
 
 
-def test_clients_without_their_controller_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_without_their_controller_are_an_error(put_program: Callable[[str, str], None]) -> None:
     for name in ("squeue", "sinfo"):
-        (tmp_path / name).write_text("#!/bin/sh\necho gone >&2; exit 1\n")
-        (tmp_path / name).chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        put_program(name, "echo gone >&2; exit 1")
     with pytest.raises(RunError, match="squeue does not answer: gone"):
         squeue()
     with pytest.raises(RunError, match="sinfo does not answer: gone"):

@@ -1,6 +1,5 @@
-import os
 import socket
-import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,31 +93,24 @@ def test_a_free_port_can_be_listened_on() -> None:
         server.bind((LOOPBACK, port))
 
 
-def put_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    program = folder / "scontrol"
-    program.write_text(f"#!/bin/sh\n{body}\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-def test_the_first_host_is_taken_when_it_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, 'test "$*" = "show hostnames local[1-2]" && printf "localhost\\nother\\n"')
+def test_the_first_host_is_taken_when_it_resolves(put_program: Callable[[str, str], None]) -> None:
+    put_program("scontrol", 'test "$*" = "show hostnames local[1-2]" && printf "localhost\\nother\\n"')
     assert first_address("local[1-2]") == "localhost"
 
 
-def test_the_node_address_stands_in_for_a_name_that_does_not_resolve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_node_address_stands_in_for_a_name_that_does_not_resolve(put_program: Callable[[str, str], None]) -> None:
     answers = 'case "$2" in hostnames) echo n1.invalid ;; node) echo "NodeName=n1 NodeAddr=127.0.0.11 Port=1" ;; esac'
-    put_scontrol(tmp_path, monkeypatch, answers)
+    put_program("scontrol", answers)
     assert first_address("n1.invalid") == "127.0.0.11"
 
 
-def test_a_silent_or_missing_scontrol_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_scontrol(tmp_path, monkeypatch, "exit 1")
+def test_a_silent_or_missing_scontrol_is_an_error(
+    put_program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_program("scontrol", "exit 1")
     with pytest.raises(RunError, match="scontrol show hostnames n1 failed"):
         first_address("n1")
-    put_scontrol(tmp_path, monkeypatch, "exit 0")
+    put_program("scontrol", "exit 0")
     with pytest.raises(RunError, match="no answer"):
         first_address("n1")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

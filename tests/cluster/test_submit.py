@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,17 +141,10 @@ def test_without_slurm_submission_is_a_sentence(stage: Stage, monkeypatch: pytes
         submit.slurm(submit.of_stage(stage, CARD), CARD)
 
 
-def put_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    program = folder / "sbatch"
-    program.write_text(f"#!/bin/bash\n{body}\n")
-    program.chmod(0o700)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
 def test_what_is_submitted_is_the_script_of_the_dry_run(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stage: Stage, put_program: Callable[[str, str], None], tmp_path: Path
 ) -> None:
-    put_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/got; echo "Submitted batch job 4711"')
+    put_program("sbatch", f'cp "$1" {tmp_path}/got; echo "Submitted batch job 4711"')
     assert submit.slurm(submit.of_stage(stage, CARD), CARD) == "4711"
     stamp = re.compile(r"\d{8}-\d{6}-%j")
     assert stamp.sub("", (tmp_path / "got").read_text()) == stamp.sub("", script(stage, CARD))
@@ -159,8 +153,8 @@ def test_what_is_submitted_is_the_script_of_the_dry_run(
     assert job == submit.TrainJob(stage=stage, cluster=CARD)
 
 
-def test_sbatchs_own_words_reach_the_user(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    put_sbatch(tmp_path, monkeypatch, 'echo "Batch job submission failed: Invalid account" >&2; exit 1')
+def test_sbatchs_own_words_reach_the_user(stage: Stage, put_program: Callable[[str, str], None]) -> None:
+    put_program("sbatch", 'echo "Batch job submission failed: Invalid account" >&2; exit 1')
     with pytest.raises(RunError, match="Invalid account"):
         submit.slurm(submit.of_stage(stage, CARD), CARD)
 
