@@ -8,6 +8,7 @@ from typing import Final
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster import partition, status, submit, task
 from bigdiff.cluster.clients import refused, scancel
+from bigdiff.cluster.partition import Partition
 from bigdiff.cluster.ready import has_data, reached, startable
 from bigdiff.cluster.submit import Job
 from bigdiff.config.cluster import Cluster
@@ -72,9 +73,9 @@ def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
     """
     jobs: dict[str, str] = {}
     new: set[str] = set()
-    check(chain, cluster)
+    asked = check(chain, cluster)
     for node in chain.nodes:
-        job = chain.job(node, cluster)
+        job = asked[node.name]
         if is_done(node):
             yield f"{node.name} is finished: {_stand(node)}"
             continue
@@ -93,8 +94,8 @@ def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
         yield f"{node.name} submitted as job {jobs[node.name]}, {_stand(node)}{waits}; logs in {job.folder / 'logs'}"
 
 
-def check(chain: Chain, cluster: Cluster) -> None:
-    """Refuse a chain of which a job could not begin, or that SLURM would not take.
+def check(chain: Chain, cluster: Cluster) -> dict[str, Job]:
+    """The jobs of a chain by their nodes' names, once it is known that each can begin and that SLURM would take it.
 
     Raises:
         UsageError: naming what is missing, or in SLURM's words.
@@ -110,18 +111,19 @@ def check(chain: Chain, cluster: Cluster) -> None:
     for node in left:
         if isinstance(node.work, Stage):
             has_data(node.work, made)
+    found = partition.ask(cluster.partition) if left else None
     for node in left:
-        why = _refused(asked[node.name], cluster)
+        why = _refused(asked[node.name], cluster, found)
         if why:
             raise UsageError(f"SLURM would not run {asked[node.name].about} as cluster {cluster.name} has it: {why}")
+    return asked
 
 
-def _refused(job: Job, cluster: Cluster) -> str:
+def _refused(job: Job, cluster: Cluster, found: Partition | None) -> str:
     """Why SLURM would not take a job, or never start it; "" for one that only waits, as for nodes that are down."""
     why = refused(submit.script(job, cluster))
     if why and _NO_NODES not in why:
         return why
-    found = partition.ask(cluster.partition)
     if found is None:
         return why
     return partition.lacking(cluster, job.size.nodes, job.size.processes_per_node, job.size.gpus_per_node, found)

@@ -32,10 +32,10 @@ def flags(script: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def put_sbatch(put_program: Callable[[str, str], None]) -> Callable[[str], None]:
-    """Put lines of shell in sbatch's place, beside an empty queue."""
+def put_sbatch(put_program: Callable[[str, str], None], tmp_path: Path) -> Callable[[str], None]:
+    """Put lines of shell in sbatch's place, beside an empty queue; each question to sinfo is a line of `asked`."""
     put_program("squeue", "")
-    put_program("sinfo", "")
+    put_program("sinfo", f'echo "$*" >> {tmp_path}/asked')
     return lambda body: put_program("sbatch", body)
 
 
@@ -52,6 +52,7 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     done.mkdir(parents=True)
     (done / "index.json").write_text("{}")
     lines = list(submitted(of(*stages), CARD))
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1, "a partition is the same for all jobs"
     assert lines[0].startswith("256px is finished")
     assert lines[1].startswith("512px submitted as job 100, at step 0 of 194,000; logs")
     assert lines[2].startswith("512px-aesthetics submitted as job 101, at step 0 of ")
