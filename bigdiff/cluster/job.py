@@ -58,8 +58,7 @@ class TrainJob:
         local = os.environ["SUBMITIT_EXECUTOR"] == "local"
         if local:
             leave_when_told()
-        else:  # what an earlier start left would be taken for this one's end
-            submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+        forget_earlier()
         with alone(run_folder(self.stage.runs, self.stage.name)) if local and place.rank == 0 else nullcontext():
             # ten seconds of imports that a login node must not pay
             from bigdiff.train.preflight import Check
@@ -78,6 +77,12 @@ class TrainJob:
     def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
         """What submitit runs after a requeue: the same job, which goes on from its last checkpoint."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+def forget_earlier() -> None:
+    """Remove what an earlier start of a SLURM job left as its result: it would be taken for this one's end."""
+    if os.environ["SUBMITIT_EXECUTOR"] == "slurm":
+        submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
 
 
 def leave_when_told() -> None:

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import submitit
 
+from bigdiff.cluster.job import forget_earlier
 from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.config.load import CONFIGS
 from bigdiff.config.recipe import Task
@@ -33,9 +35,8 @@ class TaskJob:
             LastingError: when the command finds its input unusable, with its sentence.
             RunError: for any other end but success.
         """
-        if os.environ["SUBMITIT_EXECUTOR"] == "slurm":  # what an earlier start left would be taken for this one's end
-            submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
-        status, said = run(command(self.task))
+        forget_earlier()
+        status, said = run(command(self.task.run))
         if status == _INPUT:
             raise UsageError(said or f"task {self.task.name}: its input cannot be used; the log says why")
         if status:
@@ -59,9 +60,9 @@ def folder(runs: str, recipe: str, task: Task) -> Path:
     return Path(runs) / "jobs" / recipe / task.name
 
 
-def command(task: Task) -> list[str]:
-    """What is run: this interpreter, and doors by their place in the repository, from whatever folder."""
-    first, *rest = task.run
+def command(words: Sequence[str]) -> list[str]:
+    """What is run for a Task's words: this interpreter, and doors by their place in the repository, from any folder."""
+    first, *rest = words
     return [sys.executable, first if first.startswith("-") else str(ROOT / first), *rest]
 
 

@@ -1,6 +1,5 @@
 """The whole job on the embedded dataset, as the commands that a user would type, in order."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Final
 
+from bigdiff.cluster import task
 from bigdiff.config.errors import RunError
 from bigdiff.quickstart.components import write_components
 from bigdiff.quickstart.dataset import Options, draw
@@ -17,7 +17,6 @@ from bigdiff.quickstart.scenes import caption, held_out_scenes
 from bigdiff.quickstart.server import serve
 from bigdiff.runtime.files import write_bytes
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 SIZES: Final = (32, 64)  # pixels of the two stages
 SHOWN: Final = 18  # pictures in the grid
 GRID_SEED: Final = 2  # of the grid's captions; the judged ones have another
@@ -115,8 +114,7 @@ def run(command: Sequence[str], say: Callable[[str], None]) -> None:
         RunError: when it does not exit 0; its own message is on the terminal.
     """
     say("$ python " + " ".join(command))
-    first, *rest = command
-    with Popen([sys.executable, first if first.startswith("-") else str(ROOT / first), *rest]) as process:
+    with Popen(task.command(command)) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:

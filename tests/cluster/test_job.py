@@ -3,6 +3,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import submitit
 from submitit.core.job_environment import SignalHandler
 
 from bigdiff.cluster.follow import follow
-from bigdiff.cluster.job import TrainJob, alone, requeue
+from bigdiff.cluster.job import TrainJob, alone, forget_earlier, requeue
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import local
 from bigdiff.config.errors import LastingError, RunError, UsageError
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A task as submitit starts it on SLURM: the real handler, the real pickle, a `scontrol` that notes what it is told.
 TASK = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 
@@ -90,19 +92,19 @@ def test_the_other_ranks_wait_for_their_end(tmp_path: Path) -> None:
     assert not (tmp_path / "told").exists()
 
 
-def test_without_submitits_handler_the_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobState=RUNNING\n")
-    (tmp_path / "scontrol").chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_without_submitits_handler_the_job_says_so(
+    put_program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_program("scontrol", "echo JobState=RUNNING")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with pytest.raises(RunError, match="submit it again"):
         requeue(signal.SIG_DFL, 0)
 
 
-def test_the_last_time_out_ends_the_job_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobState=RUNNING\n")
-    (tmp_path / "scontrol").chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_the_last_time_out_ends_the_job_for_good(
+    put_program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_program("scontrol", "echo JobState=RUNNING")
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SUBMITIT_FOLDER": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     job = submitit.helpers.DelayedSubmission(
@@ -119,6 +121,21 @@ def test_a_job_survives_pickling_and_its_checkpoint_is_itself() -> None:
     job = TrainJob(stage=load_stage("512px-cfg"), cluster=load_cluster("local"), port=20005)
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
+
+
+@pytest.mark.parametrize(("executor", "left"), [("slurm", []), ("local", ["4711_3_result.pkl"])])
+def test_a_start_on_slurm_forgets_the_result_of_its_own_process_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, left: list[str]
+) -> None:
+    for name in ("4711_2_result.pkl", "4711_3_result.pkl"):
+        (tmp_path / name).touch()
+    given = {"SUBMITIT_EXECUTOR": executor, "SUBMITIT_FOLDER": str(tmp_path), "SUBMITIT_LOCAL_JOB_ID": "4711"}
+    given |= {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "3", "SUBMITIT_LOCAL_GLOBALID": "3"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        forget_earlier()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["4711_2_result.pkl", *left]
 
 
 def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:

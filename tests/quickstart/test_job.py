@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bigdiff.config.errors import RunError
-from bigdiff.config.load import load_stage
+from bigdiff.config.load import CONFIGS, load_stage
 from bigdiff.quickstart import job, scenes
 from bigdiff.quickstart.job import SIZES, Clock, Places
 
@@ -21,7 +21,7 @@ def test_the_commands_train_the_stages_where_the_places_say(seed: int) -> None:
     for size in SIZES:
         door, _, name, *overrides = job.train(places, size)
         stage = load_stage(name, overrides)
-        assert (job.ROOT / door).is_file()
+        assert (CONFIGS.parent / door).is_file()
         assert (stage.resolution, stage.seed) == (size, seed)
         assert Path(stage.runs) / stage.name == places.run(size)
         assert Path(stage.data.latents).parent == places.base
