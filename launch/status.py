@@ -18,9 +18,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     takes(parser)
     wanted = chosen(parser.parse_intermixed_args(), cluster="")
-    found = [status.find(wanted.folder(node)) for node in wanted.nodes]
+    nodes = [*wanted.nodes, *wanted.due()]
+    found = [status.find(wanted.folder(node)) for node in nodes]
     queued = status.queue([one.job for one in found if one.on_slurm])
-    rows = [status.stand(node.work, one, queued.get(one.job)) for node, one in zip(wanted.nodes, found, strict=True)]
+    rows = [status.stand(node.work, one, queued.get(one.job)) for node, one in zip(nodes, found, strict=True)]
     table = Table("name", "state", "job", "step", "images/s", "left", "saved", "again", box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(

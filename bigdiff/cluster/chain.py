@@ -1,19 +1,20 @@
 """A graph of stages and tasks to jobs on SLURM, each waiting for the success of those before it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bigdiff.checkpoint.layout import run_folder
-from bigdiff.cluster import partition, status, submit, task
+from bigdiff.cluster import beside, partition, status, submit, task
 from bigdiff.cluster.clients import refused, scancel
 from bigdiff.cluster.partition import Partition
 from bigdiff.cluster.ready import has_data, reached, startable
 from bigdiff.cluster.submit import Job
+from bigdiff.cluster.watcher import Beside, due
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
-from bigdiff.config.graph import Node, place
+from bigdiff.config.graph import Node, at, place
 from bigdiff.config.recipe import Task
 from bigdiff.config.schema import Stage
 
@@ -28,6 +29,7 @@ class Chain:
     recipe: str  # "" for a stage alone
     nodes: tuple[Node, ...]  # each after those that it waits for
     runs: str  # folder of the stages' runs
+    beside: tuple[Task, ...] = ()  # tasks at checkpoints of these stages
 
     def folder(self, node: Node) -> Path:
         """Where a node's logs are: in a stage's run, or in a folder of the task."""
@@ -42,8 +44,19 @@ class Chain:
             UsageError: for a cluster that cannot work.
         """
         if isinstance(node.work, Stage):
-            return submit.of_stage(node.work, cluster)
+            own = self._beside(node.name)
+            what = Beside(recipe=self.recipe, tasks=own, cluster=cluster) if own else None
+            return submit.of_stage(node.work, cluster, what)
         return submit.of_task(node.work, self.folder(node), cluster)
+
+    def due(self) -> tuple[Node, ...]:
+        """The tasks at those checkpoints that are there."""
+        stages = [node.work for node in self.nodes if isinstance(node.work, Stage)]
+        found = [due(run_folder(one.runs, one.name), self._beside(one.name)) for one in stages]
+        return tuple(Node(name=task.name, work=task) for several in found for task in several)
+
+    def _beside(self, stage: str) -> tuple[Task, ...]:
+        return tuple(one for one in self.beside if stage in one.after)
 
 
 def is_done(node: Node) -> bool:
@@ -54,11 +67,15 @@ def is_done(node: Node) -> bool:
 def scripts(chain: Chain, cluster: Cluster) -> Iterator[tuple[Node, str]]:
     """Each node with its sbatch script, where <id of NAME> stands for the job id of one before it.
 
+    Behind them the tasks at checkpoints, at the first.
+
     Raises:
         UsageError: for a cluster that cannot work.
     """
     for node in chain.nodes:
         yield node, submit.script(chain.job(node, cluster), cluster, [f"<id of {name}>" for name in node.after])
+    for node in _first(chain.beside):
+        yield node, submit.script(chain.job(node, cluster), cluster)
 
 
 def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
@@ -92,6 +109,9 @@ def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
         new.add(node.name)
         waits = f", after job {' and '.join(after)}" if after else ""
         yield f"{node.name} submitted as job {jobs[node.name]}, {_stand(node)}{waits}; logs in {job.folder / 'logs'}"
+    for node in chain.due():  # the stage's own job may have submitted it, or not have been able to
+        assert isinstance(node.work, Task)
+        yield beside.submitted(node.work, chain.folder(node), cluster)
 
 
 def check(chain: Chain, cluster: Cluster) -> dict[str, Job]:
@@ -112,11 +132,18 @@ def check(chain: Chain, cluster: Cluster) -> dict[str, Job]:
         if isinstance(node.work, Stage):
             has_data(node.work, made)
     found = partition.ask(cluster.partition) if left else None
-    for node in left:
-        why = _refused(asked[node.name], cluster, found)
+    wanted = [asked[node.name] for node in left] + [chain.job(node, cluster) for node in _first(chain.beside) if left]
+    for job in wanted:
+        why = _refused(job, cluster, found)
         if why:
-            raise UsageError(f"SLURM would not run {asked[node.name].about} as cluster {cluster.name} has it: {why}")
+            raise UsageError(f"SLURM would not run {job.about} as cluster {cluster.name} has it: {why}")
     return asked
+
+
+def _first(beside: Sequence[Task]) -> list[Node]:
+    """Tasks at checkpoints, at the first of theirs."""
+    found = [at(task, task.every) for task in beside]
+    return [Node(name=task.name, work=task) for task in found]
 
 
 def _refused(job: Job, cluster: Cluster, found: Partition | None) -> str:

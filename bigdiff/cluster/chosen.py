@@ -3,7 +3,7 @@
 import argparse
 
 from bigdiff.cluster.chain import Chain
-from bigdiff.config.graph import chain, graph
+from bigdiff.config.graph import beside, chain, graph
 from bigdiff.config.load import CARD, load_stage
 from bigdiff.config.recipe import load_recipe
 
@@ -26,6 +26,7 @@ def chosen(arguments: argparse.Namespace, cluster: str) -> Chain:
     if arguments.recipe:
         recipe, planned = load_recipe(arguments.recipe, arguments.overrides, profile=arguments.profile)
         stages = [one.stage for one in planned]
-        return Chain(recipe=recipe.name, nodes=graph(recipe, stages, cluster), runs=stages[0].runs)
+        nodes, tasks = graph(recipe, stages, cluster), beside(recipe, stages, cluster)
+        return Chain(recipe=recipe.name, nodes=nodes, runs=stages[0].runs, beside=tasks)
     stage = load_stage(arguments.stage, arguments.overrides, profile=arguments.profile)
     return Chain(recipe="", nodes=chain([stage]), runs=stage.runs)

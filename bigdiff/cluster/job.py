@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,9 @@ from submitit.core.utils import UncompletedJobError
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster.clients import state
 from bigdiff.cluster.crash import endured
+from bigdiff.cluster.earlier import forget_earlier
 from bigdiff.cluster.rendezvous import export, find, first_address
+from bigdiff.cluster.watcher import Beside, watching
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Stage
@@ -48,6 +50,7 @@ class TrainJob:
 
     stage: Stage
     cluster: Cluster
+    beside: Beside | None = None  # what is submitted while it trains
     port: int = 0  # where a local job's processes meet; a SLURM job computes its own
 
     def __call__(self) -> Ended:
@@ -59,15 +62,20 @@ class TrainJob:
         if local:
             leave_when_told()
         forget_earlier()
-        with alone(run_folder(self.stage.runs, self.stage.name)) if local and place.rank == 0 else nullcontext():
+        run = run_folder(self.stage.runs, self.stage.name)
+        with ExitStack() as around:
+            if local and place.rank == 0:
+                around.enter_context(alone(run))
+            if self.beside and not local and place.rank == 0:
+                around.enter_context(watching(run, self.beside, _say))
             # ten seconds of imports that a login node must not pay
             from bigdiff.train.preflight import Check
             from bigdiff.train.setup import train_stage
 
             gpu, limits = self.cluster.gpus_per_node > 0, self.cluster.preflight
             outcome = train_stage(self.stage, Check(gpu=gpu, limits=limits, endured=() if local else self._endured()))
-        if not outcome.finished and not local:
-            requeue(resubmit, place.rank)
+            if not outcome.finished and not local:
+                requeue(resubmit, place.rank)  # leaves by an exception, so that what is beside keeps it waiting no more
         return Ended(step=outcome.step, samples_seen=outcome.samples_seen, finished=outcome.finished)
 
     def _endured(self) -> tuple[str, ...]:
@@ -79,10 +87,9 @@ class TrainJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def forget_earlier() -> None:
-    """Remove what an earlier start of a SLURM job left as its result: it would be taken for this one's end."""
-    if os.environ["SUBMITIT_EXECUTOR"] == "slurm":
-        submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def leave_when_told() -> None:

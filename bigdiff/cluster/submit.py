@@ -22,6 +22,7 @@ from bigdiff.cluster.ready import startable
 from bigdiff.cluster.rendezvous import free_port
 from bigdiff.cluster.suspects import START
 from bigdiff.cluster.task import TaskJob
+from bigdiff.cluster.watcher import Beside
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.errors import RunError, UsageError
@@ -62,8 +63,8 @@ class Job:
     size: Size
 
 
-def of_stage(stage: Stage, cluster: Cluster) -> Job:
-    """The training of a stage.
+def of_stage(stage: Stage, cluster: Cluster, beside: Beside | None = None) -> Job:
+    """The training of a stage, which submits what is `beside` it.
 
     Raises:
         UsageError: for a cluster that cannot work.
@@ -71,7 +72,7 @@ def of_stage(stage: Stage, cluster: Cluster) -> Job:
     slurm_only(cluster)
     check(stage, cluster)
     return Job(
-        work=TrainJob(stage=stage, cluster=cluster),
+        work=TrainJob(stage=stage, cluster=cluster, beside=beside),
         about=f"stage {stage.name}",
         name=f"bigdiff-{stage.runs}-{stage.name}".replace("/", "-"),
         folder=run_folder(stage.runs, stage.name),

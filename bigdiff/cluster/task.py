@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import submitit
 
-from bigdiff.cluster.job import forget_earlier
+from bigdiff.cluster.earlier import forget_earlier
 from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.config.load import CONFIGS
 from bigdiff.config.recipe import Task

@@ -279,6 +279,12 @@ def put_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 @pytest.fixture
+def cluster() -> Cluster:
+    """Two nodes of the SLURM of these tests, with one process each."""
+    return CLUSTER
+
+
+@pytest.fixture
 def start(slurm: Slurm, toy: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Submit the toy stage under a name, with runs in `tmp_path`, on a cluster that differs as given."""
     jobs: list[str] = []

@@ -11,7 +11,7 @@ import submitit
 from submitit.core.job_environment import SignalHandler
 
 from bigdiff.cluster.follow import follow
-from bigdiff.cluster.job import TrainJob, alone, forget_earlier, requeue
+from bigdiff.cluster.job import TrainJob, alone, requeue
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import local
 from bigdiff.config.errors import LastingError, RunError, UsageError
@@ -121,21 +121,6 @@ def test_a_job_survives_pickling_and_its_checkpoint_is_itself() -> None:
     job = TrainJob(stage=load_stage("512px-cfg"), cluster=load_cluster("local"), port=20005)
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
-
-
-@pytest.mark.parametrize(("executor", "left"), [("slurm", []), ("local", ["4711_3_result.pkl"])])
-def test_a_start_on_slurm_forgets_the_result_of_its_own_process_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, left: list[str]
-) -> None:
-    for name in ("4711_2_result.pkl", "4711_3_result.pkl"):
-        (tmp_path / name).touch()
-    given = {"SUBMITIT_EXECUTOR": executor, "SUBMITIT_FOLDER": str(tmp_path), "SUBMITIT_LOCAL_JOB_ID": "4711"}
-    given |= {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "3", "SUBMITIT_LOCAL_GLOBALID": "3"}
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    for _ in range(2):
-        forget_earlier()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["4711_2_result.pkl", *left]
 
 
 def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,6 @@ from bigdiff.config.errors import RunError
 from bigdiff.config.graph import chain
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
-
-CLUSTER = Cluster(
-    name="test",
-    nodes=1,
-    processes_per_node=1,
-    gpus_per_node=0,
-    cpus_per_process=1,
-    environment=("GLOO_SOCKET_IFNAME=lo", "HF_HUB_OFFLINE=1"),
-)
 
 
 def of(*stages: Stage) -> Chain:
@@ -35,9 +27,9 @@ def test_a_finished_stage_is_not_waited_for(tmp_path: Path, toy: Path) -> None:
     assert said == ["done is finished"]
 
 
-def test_states_and_lines_are_shown_until_the_end(slurm: Any, toy: Path, tmp_path: Path) -> None:
+def test_states_and_lines_are_shown_until_the_end(slurm: Any, toy: Path, tmp_path: Path, cluster: Cluster) -> None:
     stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=followed", "steps=8", "log.every=1"])
-    (line,) = submitted(of(stage), CLUSTER)
+    (line,) = submitted(of(stage), replace(cluster, nodes=1))
     said: list[str] = []
     until_done(of(stage), said.append, pause=0.2)
     job = line.split()[4].rstrip(",")
@@ -47,13 +39,13 @@ def test_states_and_lines_are_shown_until_the_end(slurm: Any, toy: Path, tmp_pat
     assert any(" 8/8  loss " in one for one in said), said
 
 
-def test_a_job_that_is_cancelled_ends_the_watch(slurm: Any, toy: Path, tmp_path: Path) -> None:
+def test_a_job_that_is_cancelled_ends_the_watch(slurm: Any, toy: Path, tmp_path: Path, cluster: Cluster) -> None:
     stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=cancelled"])
     slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     said: list[str] = []
     watching = _beside(lambda: until_done(of(stage), said.append, pause=0.1, grace=0.5))
     try:
-        (line,) = submitted(of(stage), CLUSTER)
+        (line,) = submitted(of(stage), replace(cluster, nodes=1))
         job = line.split()[4].rstrip(",")
         failed = watching(lambda: any("pending" in one for one in said), lambda: slurm.run("scancel", job))
     finally:
