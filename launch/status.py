@@ -35,7 +35,9 @@ def main() -> None:
             str(row.restarts or ""),
         )
     out = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    out.print(table, *(f"{row.name} crashed last: {escape(row.why)}" for row in rows if row.why), sep="\n")
+    again = [f"{row.name} began again last: {escape(row.again)}" for row in rows if row.again]
+    crashed = [f"{row.name} crashed last: {escape(row.why)}" for row in rows if row.why]
+    out.print(table, *again, *crashed, sep="\n")
 
 
 if __name__ == "__main__":

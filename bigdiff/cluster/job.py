@@ -22,9 +22,11 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from bigdiff.checkpoint.layout import run_folder
+from bigdiff.cluster import starts
 from bigdiff.cluster.clients import state
 from bigdiff.cluster.crash import endured
 from bigdiff.cluster.earlier import forget_earlier
+from bigdiff.cluster.ready import reached
 from bigdiff.cluster.rendezvous import export, find, first_address
 from bigdiff.cluster.watcher import Beside, watching
 from bigdiff.config.cluster import Cluster
@@ -66,6 +68,8 @@ class TrainJob:
         with ExitStack() as around:
             if local and place.rank == 0:
                 around.enter_context(alone(run))
+            if not local and place.rank == 0:
+                starts.begin(run / "logs", self._folder().name, reached(self.stage))
             if self.beside and not local and place.rank == 0:
                 around.enter_context(watching(run, self.beside, _say))
             # ten seconds of imports that a login node must not pay
@@ -74,13 +78,18 @@ class TrainJob:
 
             gpu, limits = self.cluster.gpus_per_node > 0, self.cluster.preflight
             outcome = train_stage(self.stage, Check(gpu=gpu, limits=limits, endured=() if local else self._endured()))
+            if not local and place.rank == 0:
+                stopped = f"told to stop ({outcome.why}), saved at step {outcome.step}"
+                starts.end(run / "logs", "finished" if outcome.finished else stopped)
             if not outcome.finished and not local:
                 requeue(resubmit, place.rank)  # leaves by an exception, so that what is beside keeps it waiting no more
         return Ended(step=outcome.step, samples_seen=outcome.samples_seen, finished=outcome.finished)
 
+    def _folder(self) -> Path:
+        return Path(submitit.JobEnvironment().paths.folder)
+
     def _endured(self) -> tuple[str, ...]:
-        job = submitit.JobEnvironment().paths.folder
-        return endured(job.parent, job.name)
+        return endured(self._folder().parent, self._folder().name)
 
     def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
         """What submitit runs after a requeue: the same job, which goes on from its last checkpoint."""

@@ -16,6 +16,7 @@ from bigdiff.checkpoint import layout
 from bigdiff.cluster import task
 from bigdiff.cluster.clients import shown, squeue
 from bigdiff.cluster.crash import Crash, crashes
+from bigdiff.cluster.starts import CRASHED, Start, starts
 from bigdiff.config.recipe import Task
 from bigdiff.config.schema import Stage
 
@@ -43,6 +44,7 @@ class Found:
     checkpoint: int  # step of the newest, 0 before the first
     reading: Mapping[str, float]  # the last line of metrics.jsonl, {} before the first
     crashes: tuple[Crash, ...] = ()
+    starts: tuple[Start, ...] = ()  # of the newest submission, the oldest first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,7 @@ class Standing:
     checkpoint: int
     restarts: int
     why: str  # of the newest crash
+    again: str  # why the job began again last, where that was no crash
 
 
 def stand(work: Stage | Task, found: Found, queued: Queued | None) -> Standing:
@@ -70,6 +73,8 @@ def stand(work: Stage | Task, found: Found, queued: Queued | None) -> Standing:
         rate = found.reading.get("speed/images_per_second")
         left = (steps - step) * work.batch.total / rate if rate and state == "running" else None
     own = [one for one in found.crashes if one.job.endswith(f"-{found.job}")]
+    before = found.starts[-2].ended if len(found.starts) > 1 else ""
+    known = max(len(found.starts) - 1, sum(one.kind in ("passing", "node") for one in own))
     return Standing(
         name=work.name,
         state=state,
@@ -79,8 +84,9 @@ def stand(work: Stage | Task, found: Found, queued: Queued | None) -> Standing:
         images_per_second=rate,
         seconds_left=left,
         checkpoint=found.checkpoint,
-        restarts=queued.restarts if queued else sum(one.kind in ("passing", "node") for one in own),
+        restarts=queued.restarts if queued else known,
         why=found.crashes[-1].why if found.crashes else "",
+        again="" if before.startswith(CRASHED) else before,
     )
 
 
@@ -102,7 +108,7 @@ def find(run: Path) -> Found:
     """What lies in the folder of a run.
 
     Raises:
-        RunError: when its record of crashes cannot be read.
+        RunError: when its record of crashes or of starts cannot be read.
     """
     newest, job = layout.latest(run), _newest_job(run / "logs")
     return Found(
@@ -112,6 +118,7 @@ def find(run: Path) -> Found:
         checkpoint=layout.step_of(newest) if newest else 0,
         reading=last_reading(run / layout.METRICS),
         crashes=tuple(crashes(run / "logs")),
+        starts=tuple(one for one in starts(run / "logs") if one.job == job),
     )
 
 

@@ -46,10 +46,10 @@ def train(run: Run) -> Outcome:
             break
     run.checkpoints.wait(run.world)
     finished = run.state.step >= stage.steps
+    why = "" if finished else run.stop.requested or "asked on another rank"
     if not finished:
-        why = run.stop.requested or "asked on another rank"
         run.say(f"stopping at step {run.state.step} ({why}); saved, to be continued")
-    return Outcome(step=run.state.step, samples_seen=run.state.samples_seen, finished=finished)
+    return Outcome(step=run.state.step, samples_seen=run.state.samples_seen, finished=finished, why=why)
 
 
 def agree(run: Run, done: Done) -> Agreed:

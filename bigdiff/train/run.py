@@ -74,3 +74,4 @@ class Outcome:
     step: int
     samples_seen: int
     finished: bool
+    why: str = ""  # it stopped before, where it did

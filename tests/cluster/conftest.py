@@ -63,7 +63,10 @@ JobRequeue=1
 # what it prints is set in a task's environment: a node can be given another one than its peers
 TaskProlog={folder}/prolog
 GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1{number} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2\n"
 NODES = ("n1", "n2", "n3", "n4")
@@ -120,7 +123,7 @@ class Slurm:
 
     def idle(self) -> list[str]:
         """Names of the nodes that answer and that nothing runs on."""
-        rows = [line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()]
+        rows = [line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines()]
         return [name for name, state in rows if state == "idle"]  # "idle*" does not answer
 
     def run(self, *words: str) -> str:

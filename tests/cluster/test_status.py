@@ -10,6 +10,7 @@ import pytest
 from bigdiff.cluster import status
 from bigdiff.cluster.chain import Chain, submitted
 from bigdiff.cluster.crash import Crash
+from bigdiff.cluster.starts import Start
 from bigdiff.cluster.status import Found, Queued
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.graph import chain
@@ -57,6 +58,10 @@ def test_what_is_left_follows_from_the_rate_while_it_runs() -> None:
     row = status.stand(stage, FOUND, RUNNING)
     assert (row.step, row.steps, row.checkpoint, row.restarts, row.why) == (50, 100, 40, 2, "killed")
     assert row.seconds_left == pytest.approx(50 * stage.batch.total / 200)
+    twice = tuple(Start(time=1.0, job=CRASH.job, nodes="n1", step=0, ended=how) for how in ("told to stop", "", ""))
+    assert status.stand(stage, replace(FOUND, starts=twice), None).restarts == 2
+    assert status.stand(stage, replace(FOUND, starts=twice[:2]), RUNNING).again == "told to stop"
+    assert (row.again, status.stand(stage, replace(FOUND, starts=twice[:1]), RUNNING).again) == ("", "")
     assert status.stand(stage, FOUND, None).seconds_left is None
     assert status.stand(stage, FOUND, None).restarts == 1, "SLURM has forgotten the job, its record has not"
     fresh = status.stand(stage, replace(FOUND, reading={}), RUNNING)
