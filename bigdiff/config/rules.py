@@ -5,7 +5,7 @@ from bigdiff.config.autoencoder_rules import autoencoder_rules
 from bigdiff.config.engine_rules import engine_rules, recovery_rules
 from bigdiff.config.errors import UsageError
 from bigdiff.config.network_rules import data_rules, network_rules
-from bigdiff.config.schema import Diffusion, Stage
+from bigdiff.config.schema import Diffusion, Stage, sources
 
 
 def check(stage: Stage) -> Stage:
@@ -56,6 +56,7 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
         *_cycle_rules(stage),
         *_start_rules(stage),
         *_ema_rules(stage),
+        *_validation_rules(stage),
         *engine_rules(stage),
         *recovery_rules(stage),
     ]
@@ -115,6 +116,29 @@ def _ema_rules(stage: Stage) -> list[tuple[bool, str]]:
         (
             drawn != averages.DEFAULT and stage.preview.every == 0,
             "preview.weights has no effect with preview.every=0",
+        ),
+    ]
+
+
+def _validation_rules(stage: Stage) -> list[tuple[bool, str]]:
+    """Of the held-out set."""
+    found = stage.validation
+    on = bool(found.set)
+    return [
+        (
+            not on and (found.every != 0 or found.samples != 0),
+            "validation.every and validation.samples have no effect without validation.set",
+        ),
+        (on and stage.model.autoencoder is not None, "validation is of diffusion stages, not of an autoencoder's"),
+        (on and found.set in [one.location for one in sources(stage.data)], f"{found.set} is trained on, too"),
+        (
+            on and (found.every <= 0 or found.every % max(stage.log.every, 1) != 0),
+            f"validation.every={found.every} must be a positive multiple of log.every={stage.log.every}, with whose "
+            f"figures it is written",
+        ),
+        (
+            on and (found.samples <= 0 or found.samples % max(stage.batch.total, 1) != 0),
+            f"validation.samples={found.samples} must be a positive multiple of batch.total={stage.batch.total}",
         ),
     ]
 

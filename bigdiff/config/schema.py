@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bigdiff.config.errors import UsageError
+from bigdiff.config.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,6 +289,7 @@ class Stage:
     recovery: Recovery = field(default_factory=Recovery)
     log: Log = field(default_factory=Log)
     preview: Preview = field(default_factory=Preview)
+    validation: Validation = field(default_factory=Validation)
 
     @property
     def latent_size(self) -> int:

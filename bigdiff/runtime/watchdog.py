@@ -22,7 +22,18 @@ import torch.distributed as dist
 from bigdiff.runtime.rollcall import Answers, Place, RollCall
 from bigdiff.runtime.world import World, host
 
-Phase = Literal["setup", "data", "forward and backward", "agreement", "log", "preview", "checkpoint", "rollback", "end"]
+Phase = Literal[
+    "setup",
+    "data",
+    "forward and backward",
+    "agreement",
+    "log",
+    "validation",
+    "preview",
+    "checkpoint",
+    "rollback",
+    "end",
+]
 BEAT: Final = 3.0  # seconds between two words of a rank to the store
 FIRST: Final = 3  # the set-up and the first step, which may compile, have this many times the limit
 MARGIN: Final = 60  # seconds by which a collective's own timeout lies behind the watchdog's, which says more

@@ -8,7 +8,7 @@ import torch
 from bigdiff.checkpoint import snapshots
 from bigdiff.checkpoint.content import AVERAGES, Content
 from bigdiff.runtime.world import Agreed
-from bigdiff.train import incidents, report
+from bigdiff.train import incidents, report, validating
 from bigdiff.train.recovery import Verdict, first_save
 from bigdiff.train.run import CURVE, START, Outcome, Run
 from bigdiff.train.step import Done, meter, optimizer_step
@@ -32,8 +32,9 @@ def train(run: Run) -> Outcome:
         if last or agreed.stop:
             run.stop.heed()
         if (step % stage.log.every == 0 or last or agreed.stop) and not run.meters.empty:
+            found = validating.validated(run) if last or validating.due(run) else {}
             run.watch.at(step, "log")
-            report.log(run, done.stepped)
+            report.log(run, done.stepped, found)
         if run.preview is not None and (step % stage.preview.every == 0 or last):
             run.watch.at(step, "preview")
             report.preview(run, run.preview)

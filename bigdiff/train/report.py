@@ -1,5 +1,6 @@
 """What a run tells of itself: a line for a person, points for TensorBoard and metrics.jsonl, pictures."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -13,7 +14,7 @@ from bigdiff.train.run import Drawer, Run
 SLOW: Final = 1.25  # of the median forward time, above which the log names the process
 
 
-def log(run: Run, stepped: Stepped) -> None:
+def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None) -> None:
     """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
     reading, rate, norm, state = run.meters.take(), stepped.rate, stepped.norm, run.state
     run.losses.append(reading.loss)
@@ -24,6 +25,7 @@ def log(run: Run, stepped: Stepped) -> None:
     run.say(
         f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
         f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
+        + heldout(validated or {})
         + (f"  damaged and substituted {damaged}" if damaged else "")
         + (f"  steps without effect {skipped}" if skipped else "")
         + (f"  rank {slow.rank} on {run.hosts[slow.rank]} is slow, {slow.ratio:.2f} of the median" if late else "")
@@ -45,9 +47,20 @@ def log(run: Run, stepped: Stepped) -> None:
     }
     bins = enumerate(reading.loss_by_bin)
     values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
+    values |= validated or {}
     values |= {f"train/{name}": term for name, term in reading.terms.items()}
     values |= {f"distance/{name}": distance for name, distance in apart.items()}
     run.writer.scalars(state.step, state.samples_seen, values)
+
+
+def heldout(found: Mapping[str, float]) -> str:
+    """Of a line, what the held-out samples gave."""
+    parts = [
+        f"  validation{suffix.replace('_', ' ')} {found[name]:.4f} +- {found[f'validation/error{suffix}']:.4f}"
+        for suffix in ("", "_ema")
+        if (name := f"validation/loss{suffix}") in found
+    ]
+    return "".join(parts)
 
 
 def drift(run: Run) -> dict[str, float]:

@@ -22,6 +22,7 @@ from bigdiff.models.ema import Averages
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import World
+from bigdiff.train.held import Held
 from bigdiff.train.recovery import Curve
 from bigdiff.train.task import Micro, Task
 
@@ -63,6 +64,7 @@ class Run:
     meters: Meters
     writer: Writer | None  # on rank 0
     preview: Drawer | None
+    held: Held | None  # the samples that it is validated on
     stop: Stop
     say: Callable[[str], None]  # one line for a person; silent beyond rank 0
 

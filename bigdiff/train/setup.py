@@ -27,6 +27,7 @@ from bigdiff.runtime.watchdog import Watchdog, collective_timeout
 from bigdiff.runtime.world import World, enter, host, leave
 from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, regrouped, resuming
 from bigdiff.train import data as stream
+from bigdiff.train.held import opened as held_out_samples
 from bigdiff.train.preflight import Check
 from bigdiff.train.recovery import Curve
 from bigdiff.train.regrouped import Around
@@ -66,6 +67,9 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         found = autoencoders.load(stage) if stage.model.autoencoder else networks.load(stage)
         stored = kept.settle(stage, world, found.untrained(), found.kept())
         prepared = prepare(found, sets, course, world)
+        held = None
+        if isinstance(found, networks.Networks) and stage.validation.set:
+            held = closing.enter_context(held_out_samples(found, world))
         engine = Engine(found.module, found.trained(), stage, world)
         identity = stream.identity(stage, sets, course, stored.sha256)
         ema = Averages(engine.partition.masters, stage.ema)
@@ -107,6 +111,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
             meters=Meters(stage.diffusion.train_timesteps, world),
             writer=writer,
             preview=prepared.preview,
+            held=held,
             stop=stop,
             say=speaker(world),
         )

@@ -155,6 +155,7 @@ def making(world: World, toy: Path, runs: Path, *arguments: str) -> Iterator[Run
             meters=Meters(stage.diffusion.train_timesteps, world),
             writer=writer,
             preview=None,
+            held=None,
             stop=Stop(),
             say=Said(),
         )

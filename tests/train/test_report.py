@@ -156,3 +156,16 @@ def test_pictures_of_an_average_that_there_is_not_are_refused(make_run: MakeRun)
     run.stage = replace(run.stage, preview=replace(run.stage.preview, weights="ema/0.5"))
     with pytest.raises(UsageError, match=r"ema/0\.5"):
         report.preview(run, Flat())
+
+
+def test_what_held_out_samples_gave_is_in_the_line_and_the_point(make_run: MakeRun) -> None:
+    run = make_run()
+    found = {
+        "validation/loss": 0.5,
+        "validation/error": 0.01,
+        "validation/loss_ema": 0.25,
+        "validation/error_ema": 0.02,
+    }
+    report.log(run, metered(run), found)
+    assert run.say.told[0].endswith("  validation 0.5000 +- 0.0100  validation ema 0.2500 +- 0.0200")  # type: ignore[attr-defined]
+    assert found.items() <= points(run)[0].items()
