@@ -11,13 +11,23 @@ def alphas_cumprod(diffusion: Diffusion) -> torch.Tensor:
     `scaled_linear` is linear in sqrt(beta), the "linear" schedule of the latent-diffusion code. With
     `zero_terminal_snr` the last value is exactly 0.
     """
+    cumulative = torch.cumprod(1.0 - _drawn_betas(diffusion), dim=0)
+    return zero_terminal(cumulative) if diffusion.zero_terminal_snr else cumulative
+
+
+def betas(diffusion: Diffusion) -> torch.Tensor:
+    """beta_t, the variance of the noise that step t adds, float64 [train_timesteps], of the same process."""
+    if not diffusion.zero_terminal_snr:
+        return _drawn_betas(diffusion)
+    cumulative = alphas_cumprod(diffusion)
+    return 1.0 - cumulative / torch.cat((cumulative.new_ones(1), cumulative[:-1]))
+
+
+def _drawn_betas(diffusion: Diffusion) -> torch.Tensor:
     steps, start, end = diffusion.train_timesteps, diffusion.beta_start, diffusion.beta_end
     if diffusion.beta_schedule == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    else:
-        betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    cumulative = torch.cumprod(1.0 - betas, dim=0)
-    return zero_terminal(cumulative) if diffusion.zero_terminal_snr else cumulative
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
 def zero_terminal(cumulative: torch.Tensor) -> torch.Tensor:

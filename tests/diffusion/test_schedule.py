@@ -76,3 +76,13 @@ def test_clean_latents_come_back_from_v() -> None:
     noisy = schedule.add_noise(latents, noise, signal, sigma)
     v = schedule.velocity(latents, noise, signal, sigma)
     torch.testing.assert_close(signal * noisy - sigma * v, latents, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("diffusion", CASES, ids=label)
+def test_betas_make_the_same_process(diffusion: Diffusion) -> None:
+    ours = schedule.betas(diffusion)
+    torch.testing.assert_close(
+        torch.cumprod(1.0 - ours, dim=0), schedule.alphas_cumprod(diffusion), rtol=1e-9, atol=1e-15
+    )
+    torch.testing.assert_close(ours.float(), theirs(diffusion).betas, rtol=1e-3, atol=1e-7)  # theirs: fp32 quotients
+    assert (ours[-1] == 1) == diffusion.zero_terminal_snr
