@@ -7,7 +7,7 @@ from bigdiff.checkpoint import predecessor
 from bigdiff.checkpoint.layout import latest, run_folder, step_of
 from bigdiff.config.errors import UsageError
 from bigdiff.config.graph import place
-from bigdiff.config.schema import Stage, on_images, sources
+from bigdiff.config.schema import Stage, on_images, single_file, sources
 from bigdiff.data import manifest
 
 _MEND: Final = "encode a set for this stage with data_prep/encode_latents.py, or name another as data.latents"
@@ -23,10 +23,14 @@ def startable(stage: Stage) -> None:
     """Refuse a stage whose run would find, on all its nodes, that what it starts from is not there.
 
     Raises:
-        UsageError: as bigdiff.checkpoint.predecessor.chosen.
+        UsageError: as bigdiff.checkpoint.predecessor.chosen, or when `init_unet` names a file that is not there.
     """
-    if stage.init_from and not reached(stage):
+    if reached(stage):
+        return
+    if stage.init_from:
         predecessor.chosen(stage)
+    if single_file(stage.init_unet) and not Path(stage.init_unet).expanduser().is_file():
+        raise UsageError(f"stage {stage.name}: init_unet={stage.init_unet} is not there")
 
 
 def has_data(stage: Stage, made: frozenset[str] = frozenset()) -> None:

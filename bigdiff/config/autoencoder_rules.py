@@ -42,6 +42,7 @@ def _without_effect(stage: Stage) -> Rules:
         (stage.model.vae is not None, f"model.vae {makes}: name the exported autoencoder in a later stage"),
         (stage.model.text is not None, f"model.text {makes}"),
         (stage.model.unet != UNet(), f"model.unet {makes}"),
+        (bool(stage.init_unet), f"init_unet {makes}"),
         (stage.diffusion != Diffusion(), f"diffusion {makes}: leave its settings out"),
         (stage.text_dropout != 0, f"text_dropout={stage.text_dropout} has no effect without text: set it to 0"),
         (stage.data.buckets, "data.buckets is for stages of diffusion: an autoencoder is trained on squares"),

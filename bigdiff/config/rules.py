@@ -165,6 +165,10 @@ def _start_rules(stage: Stage) -> list[tuple[bool, str]]:
             (chosen and not stage.init_from, f"{key} has no effect without init_from")
             for key, chosen in choices.items()
         ],
+        (
+            bool(stage.init_unet and stage.init_from),
+            f"init_unet={stage.init_unet} has no effect with init_from={stage.init_from}, whose UNet is taken",
+        ),
         (stage.init_schedule and flat, "init_schedule has no effect on a constant rate with optim.warmup_steps=0"),
     ]
 

@@ -274,6 +274,9 @@ class Stage:
     init_ema: bool = False  # its EMA goes on, with its count, instead of starting anew at these weights
     init_optimizer: bool = False  # AdamW's moments and count carry over, instead of starting at zero
     init_schedule: bool = False  # the learning rate goes on from its step, instead of warming up again
+    # a UNet that others published, instead of init_from: a .safetensors or .ckpt file in the original layout, or a
+    # local folder in diffusers' layout or a hub id (append `:unet`)
+    init_unet: str = ""
     seed: int = 0
     resolution: int  # pixels along a side
     steps: int  # optimizer steps
@@ -290,6 +293,11 @@ class Stage:
     log: Log = field(default_factory=Log)
     preview: Preview = field(default_factory=Preview)
     validation: Validation = field(default_factory=Validation)
+
+    @property
+    def beginning(self) -> str:
+        """What the first step's weights are, for a person."""
+        return self.init_from or self.init_unet or "random weights"
 
     @property
     def latent_size(self) -> int:
@@ -310,6 +318,11 @@ def accumulation(stage: Stage, world_size: int) -> int:
             f"batch.micro={stage.batch.micro}: take a micro batch that divides {stage.batch.total}/{world_size}"
         )
     return stage.batch.total // per_pass
+
+
+def single_file(source: str) -> bool:
+    """Whether `source` names one file in the original layout, not a folder in diffusers' or a hub id."""
+    return source.endswith((".safetensors", ".ckpt"))
 
 
 def sources(data: Data) -> list[Source]:

@@ -113,7 +113,7 @@ def card(source: Source, scale: Scale, dtype: str) -> str:
     rows = {
         "stage": stage.name,
         "recipe": stage.recipe or "none named",
-        "started from": stage.init_from or "random weights",
+        "started from": stage.beginning,
         "weights": f"{source.which}, {dtype}",
         "optimizer steps": f"{index.state.step:,}",
         "images seen": f"{index.state.samples_seen:,}",

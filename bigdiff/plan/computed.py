@@ -74,7 +74,7 @@ def _decay(subject: Subject) -> float | str:
 
 def _start(subject: Subject) -> str:
     """The stage's file, whatever the profile calls its run; a run that is not of the recipe by its name."""
-    return subject.before.file if subject.before else subject.stage.init_from or "random weights"
+    return subject.before.file if subject.before else subject.stage.beginning
 
 
 def _branch(subject: Subject) -> str:

@@ -40,7 +40,7 @@ def length(stage: Stage) -> Length:
 def start(stage: Stage) -> str:
     """What a stage starts from, in words."""
     if not stage.init_from:
-        return "random weights"
+        return stage.beginning
     weights = {"ema": "EMA", "raw": "raw"}.get(stage.init_weights, stage.init_weights)
     also = {"averages": stage.init_ema, "AdamW's state": stage.init_optimizer, "the schedule": stage.init_schedule}
     at = f" at step {stage.init_step}" if stage.init_step else ""

@@ -106,7 +106,7 @@ def _heading(recipe: Recipe, profile: str) -> Text:
 
 def _start(one: Planned) -> str:
     at = f" at step {one.stage.init_step:,}" if one.stage.init_step else ""
-    return f"{one.stage.init_from}{at}" if one.stage.init_from else "random weights"
+    return f"{one.stage.beginning}{at}"
 
 
 def _shared(sections: Sequence[Section]) -> list[Line]:

@@ -25,7 +25,7 @@ from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
 from bigdiff.runtime.watchdog import Watchdog, collective_timeout
 from bigdiff.runtime.world import World, enter, host, leave
-from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, regrouped, resuming
+from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, pretrained, regrouped, resuming
 from bigdiff.train import data as stream
 from bigdiff.train.held import opened as held_out_samples
 from bigdiff.train.preflight import Check
@@ -65,7 +65,9 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
     with stream.opened(stage.data) as sets, ExitStack() as closing:
         course = stream.course(stage, sets)
         found = autoencoders.load(stage) if stage.model.autoencoder else networks.load(stage)
+        given = pretrained.settle(stage, world, found.module)
         stored = kept.settle(stage, world, found.untrained(), found.kept())
+        around = Around(kept=stored.names, loaded=found.loaded() | given)  # before the engine rounds them
         prepared = prepare(found, sets, course, world)
         held = None
         if isinstance(found, networks.Networks) and stage.validation.set:
@@ -76,8 +78,8 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         start = stream.start_name(stage, world)
         names = [*MOMENTS, *ema.tensors]
         checkpoints = CheckpointWriter(folder, world, engine.partition, names, stage.checkpoint, mark)
-        around = Around(kept=stored.names, loaded=found.loaded())
         standing = resume(stage, world, engine, ema, identity, around)
+        del around, given  # the size of the network, on each process
         state = standing.state
         writer = writing(stage, folder, sets, state) if world.first else None
         place = Place(start=start, parent=standing.start, step=state.step, rank=world.rank, size=world.size)
@@ -184,6 +186,8 @@ def begin(stage: Stage, world: World, engine: Engine, ema: Averages, around: Aro
     if not stage.init_from:
         if around.loaded and engine.half:
             regrouped.put(engine, ema, around.loaded)
+        if stage.init_unet and world.first:
+            speaker(world)(pretrained.line(layout.run_folder(stage.runs, stage.name)))
         return
     record, said = handover.begin(stage, layout.run_folder(stage.runs, stage.name), world, engine, ema, around)
     engine.began = record.carried.step

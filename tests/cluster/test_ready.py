@@ -32,6 +32,16 @@ def test_a_stage_that_was_begun_needs_no_predecessor(stage: Stage) -> None:
     startable(stage)
 
 
+def test_others_weights_must_be_there_before_the_first_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "sd.safetensors"
+    stage = load_stage("256px", [f"runs={tmp_path / 'runs'}", f"init_unet={file}"])
+    with pytest.raises(UsageError, match=r"init_unet=.*sd\.safetensors is not there"):
+        startable(stage)
+    file.write_bytes(b"")
+    startable(stage)
+    startable(load_stage("256px", ["init_unet=org/model:unet"]))  # which the hub may have
+
+
 def test_a_set_must_be_there_and_be_made_for_the_stage(toy: Path) -> None:
     file = str(toy / "stage.yaml")
     has_data(load_stage(file))

@@ -15,6 +15,7 @@ def test_the_published_stage_passes() -> None:
     ("arguments", "sentence"),
     [
         (["model.vae={source: x}"], "model.vae has no effect in a stage with model.autoencoder"),
+        (["init_unet=sd.ckpt"], "init_unet has no effect in a stage with model.autoencoder"),
         (["model.text={encoder: x, tokenizer: x}"], "model.text has no effect in a stage with model.autoencoder"),
         (["model.unet.layers_per_block=1"], "model.unet has no effect in a stage with model.autoencoder"),
         (["diffusion.prediction_type=sample"], "diffusion has no effect in a stage with model.autoencoder"),

@@ -41,6 +41,7 @@ def test_a_good_stage_passes_unchanged() -> None:
             "preview.weights=ema/0.5 is not tracked: take one of ema, raw",
         ),
         ("init_from=512px", "is the stage itself"),
+        ("init_unet=sd.safetensors", "has no effect with init_from=256px, whose UNet is taken"),
         ("init_step=-1", "init_step=-1 must not be negative"),
         ("init_weights=best", "init_weights=best is none of raw, ema"),
         ("init_weights=sigma=0.08", "init_weights=sigma=0.08 is none of raw, ema"),

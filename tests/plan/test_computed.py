@@ -67,6 +67,7 @@ def test_the_average_warms_up() -> None:
 
 def test_a_stage_of_random_weights_starts_from_nothing() -> None:
     assert value("start", subject("init_from=", before=None)) == "random weights"
+    assert value("start", subject("init_from=", "init_unet=sd.ckpt", before=None)) == "sd.ckpt"
     assert value("start", subject(before=None)) == "256px"
 
 

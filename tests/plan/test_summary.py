@@ -23,6 +23,7 @@ def test_the_lines_of_512px_on_the_cards_machine() -> None:
         "run folder:   runs/512px",
     ]
     assert "starts from:  random weights" in summary(load_stage("256px"), CARD, UNET)
+    assert "starts from:  sd.ckpt" in summary(load_stage("256px", ["init_unet=sd.ckpt"]), CARD, UNET)
     at = load_stage("512px", ["init_step=5", "init_weights=raw", "init_optimizer=true"])
     assert "starts from:  the raw weights of 256px at step 5, AdamW's state" in summary(at, CARD, UNET)
 
