@@ -1,4 +1,8 @@
-"""Write a checkpoint of a run in diffusers' layout, as a pipeline or an autoencoder, loaded back and compared."""
+"""Write a checkpoint of a run as others read it, loaded back and compared.
+
+In diffusers' layout a folder, of a pipeline or an autoencoder; in the original one a file, as the original code and the
+common interfaces read it, with its configuration (.yaml) and its card (.md) beside it.
+"""
 
 import argparse
 from pathlib import Path
@@ -11,7 +15,13 @@ def main() -> None:
     """Parse, export, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder, such as runs/quickstart-64px")
-    parser.add_argument("--output", type=Path, required=True, help="folder; an earlier export is replaced")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder, or FILE.safetensors with --layout original; an earlier export is replaced",
+    )
+    parser.add_argument("--layout", choices=("diffusers", "original"), default="diffusers", help="default: diffusers")
     parser.add_argument("--weights", default="ema", help=f"{FORMS} (default: ema)")
     parser.add_argument("--step", type=int, default=0, help="of the checkpoint (default: the newest undamaged one)")
     parser.add_argument(
@@ -29,9 +39,12 @@ def main() -> None:
 
     if arguments.dry_run:
         source = pipelines.read(arguments.run, arguments.weights, arguments.step)
-        print(f"would export {source.checkpoint} ({source.which}, {arguments.dtype}) to {arguments.output}")
+        what = f"{source.checkpoint} ({source.which}, {arguments.dtype}, {arguments.layout} layout)"
+        print(f"would export {what} to {arguments.output}")
         return
-    released = release.export(arguments.run, arguments.output, arguments.weights, arguments.dtype, arguments.step)
+    released = release.export(
+        arguments.run, arguments.output, arguments.weights, arguments.dtype, arguments.layout, arguments.step
+    )
     note = f"; {released.note}" if released.note else ""
     what = f"{released.checkpoint} ({released.weights}, {arguments.dtype})"
     print(f"{arguments.output}: {what}, loaded back and compared{note}")

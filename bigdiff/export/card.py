@@ -9,14 +9,29 @@ from bigdiff.config.schema import Stage
 
 
 def card(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> str:
-    """Markdown: recipe, steps, images seen, data, target and code; `which` says in words what the weights are."""
+    """Markdown of a pipeline folder; `which` says in words what the weights are."""
+    lines = [f"# {stage.name}", "", "A latent diffusion model trained with bigdiff, as a diffusers pipeline.", ""]
+    lines += [
+        *facts(run, stage, checkpoint, which, dtype),
+        "```python",
+        "from diffusers import StableDiffusionPipeline",
+        'pipeline = StableDiffusionPipeline.from_pretrained("this folder")',
+        'pipeline("a caption", num_inference_steps=20, guidance_scale=3.0).images[0]',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def facts(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> list[str]:
+    """A table's lines: recipe, steps, images seen, data, target and code."""
     index = read_index(checkpoint)
     about, noise = _about(run), stage.diffusion
     terminal = ", zero terminal SNR: sample with trailing timesteps" if noise.zero_terminal_snr else ""
     rows = {
         "stage": stage.name,
         "recipe": stage.recipe or "none named",
-        "started from": stage.init_from or "random weights",
+        "started from": stage.beginning,
         "weights": f"{which}, {dtype}",
         "optimizer steps": f"{index.state.step:,}",
         "images seen": f"{index.state.samples_seen:,}",
@@ -32,17 +47,7 @@ def card(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> s
         "code": f"bigdiff commit {about.get('commit', 'unknown')}",
         "libraries": ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()) or "unknown",
     }
-    lines = [f"# {stage.name}", "", "A latent diffusion model trained with bigdiff, as a diffusers pipeline.", ""]
-    lines += ["| fact | value |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in rows.items()), ""]
-    lines += [
-        "```python",
-        "from diffusers import StableDiffusionPipeline",
-        'pipeline = StableDiffusionPipeline.from_pretrained("this folder")',
-        'pipeline("a caption", num_inference_steps=20, guidance_scale=3.0).images[0]',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    return ["| fact | value |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in rows.items()), ""]
 
 
 def _about(run: Path) -> dict[str, Any]:

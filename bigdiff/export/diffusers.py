@@ -212,6 +212,15 @@ def verify(source: Pipeline, folder: Path) -> None:
     loaded = type(source).from_pretrained(
         folder, torch_dtype=source.unet.dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
     )
+    compare(source, loaded, folder)
+
+
+def compare(source: Pipeline, loaded: Pipeline, folder: Path) -> None:
+    """Every tensor, two captions' tokens and one prediction of what was loaded from `folder` with those of `source`.
+
+    Raises:
+        RunError: naming the first difference.
+    """
     networks = [part for part, one in source.components.items() if isinstance(one, nn.Module)]
     for part in networks:
         wanted, found = getattr(source, part).state_dict(), getattr(loaded, part).state_dict()

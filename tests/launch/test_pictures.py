@@ -66,6 +66,12 @@ def test_a_run_becomes_a_pipeline(
     assert call("launch/export.py", "--run", tmp_path / "toy", "--output", out, "--weights", "raw") == 0
     assert (out / "model_index.json").is_file()
     assert "step-00000007" in capsys.readouterr().out
+    file = tmp_path / "toy.safetensors"
+    single = ("launch/export.py", "--run", tmp_path / "toy", "--layout", "original", "--output", file)
+    assert call(*single, "--dry-run") == 0
+    assert "float32, original layout) to" in capsys.readouterr().out
+    assert call(*single) == 2  # of 4 groups
+    assert "the original code has 32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
