@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bigdiff.config.errors import UsageError
@@ -87,6 +88,20 @@ def test_components_are_frozen_float32_and_in_evaluation_mode(toy: Path, tmp_pat
     for module in loaded:
         assert not module.training
         assert {(one.dtype, one.requires_grad) for one in module.parameters()} == {(torch.float32, False)}
+
+
+def test_an_autoencoder_with_the_attentions_old_names_is_the_same(toy: Path, tmp_path: Path) -> None:
+    """As SD v1-1 to v1-5 were published in diffusers' layout."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    stored = load_file(toy / "vae" / "diffusion_pytorch_model.safetensors")
+    for new, name in old.items():
+        for key in [key for key in stored if f"attentions.0.{new}." in key]:
+            stored[key.replace(new, name)] = stored.pop(key)
+    assert sum(".query." in key for key in stored) == 4
+    save_file(stored, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((toy / "vae" / "config.json").read_bytes())
+    vaes = [components.load_vae(str(folder)) for folder in (tmp_path, toy / "vae")]
+    assert components.weights_sha256(vaes[0]) == components.weights_sha256(vaes[1])
 
 
 def test_a_subfolder_can_be_named(toy: Path) -> None:
