@@ -20,6 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -32,7 +33,7 @@ from bigdiff.config.rules import check
 from bigdiff.config.schema import Diffusion, Stage
 from bigdiff.export.card import card
 from bigdiff.models.components import AnyUNet, build_unet, load_text_encoder, load_tokenizer, load_vae
-from bigdiff.runtime.files import TEMPORARY, sync, write_bytes
+from bigdiff.runtime.files import TEMPORARY, replacing, sync, write_bytes
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Pipeline: TypeAlias = StableDiffusionPipeline | LDMPipeline | DDPMPipeline
@@ -68,6 +69,7 @@ def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32"
         pipeline.save_pretrained(folder, safe_serialization=True)
         if isinstance(pipeline, StableDiffusionPipeline):
             write_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+            write_text_encoder(pipeline.text_encoder, folder / "text_encoder")
         text = card(source.run, source.stage, source.checkpoint, source.which, dtype)
         write_bytes(folder / "README.md", text.encode())
         verify(pipeline, folder)
@@ -201,6 +203,17 @@ def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     write_bytes(folder / "vocab.json", json.dumps(model["vocab"]).encode())
     write_bytes(folder / "merges.txt", ("#version: 0.2\n" + "\n".join(merges) + "\n").encode())
+
+
+def write_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+    """model.safetensors with the names of published files, which all versions of transformers read.
+
+    Since 5.6 it writes them without "text_model."; versions before then warn and go on with random weights.
+    """
+    stored = text_encoder.state_dict().items()
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in stored}
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def verify(source: Pipeline, folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from bigdiff.checkpoint import layout
 from bigdiff.config.errors import RunError, UsageError
@@ -104,6 +104,15 @@ def test_readers_of_vocab_json_and_merges_txt_get_the_same_ids(pipeline: Path, t
     texts = ["a red circle", "It's 12 caf\u00e9s!"]
     assert old(texts)["input_ids"] == new(texts)["input_ids"]
     assert old.model_max_length == new.model_max_length == 12
+
+
+def test_the_text_encoder_has_the_names_that_all_versions_read(pipeline: Path, toy: Path) -> None:
+    stored = safetensors.torch.load_file(pipeline / "text_encoder" / "model.safetensors")
+    assert "text_model.embeddings.token_embedding.weight" in stored  # as CLIP ViT-L/14's were published
+    assert all(name.startswith("text_model.") for name in stored)
+    stock = CLIPTextModel.from_pretrained(pipeline / "text_encoder").state_dict()
+    source = CLIPTextModel.from_pretrained(toy / "text_encoder").state_dict()
+    assert stock.keys() == source.keys() and all(torch.equal(stock[name], one) for name, one in source.items())
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained: Trained, tmp_path: Path) -> None:
