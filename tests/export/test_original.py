@@ -72,6 +72,9 @@ def test_every_network_comes_back_and_goes_again(grouped: Trained, tmp_path: Pat
     original.export(source(tmp_path), tmp_path / "toy.safetensors")
     stored = safetensors.torch.load_file(tmp_path / "toy.safetensors")
     pipeline = diffusers.build(source(tmp_path, "raw"))  # other weights: all must be replaced
+    given = load_unet(str(tmp_path / "toy.safetensors"), source(tmp_path).stage.model.unet, pipeline.unet).tensors
+    raw = pipeline.unet.state_dict()  # the average is half of it, see `trained`
+    assert all(torch.equal(2 * given[name], tensor) for name, tensor in raw.items())
     for part, places in original.placed(source(tmp_path), pipeline).items():
         network = getattr(pipeline, part)
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
