@@ -30,8 +30,8 @@ def export(
     `output` is a folder in diffusers' layout and a .safetensors file in the original one.
 
     Raises:
-        UsageError: when `run` has no such checkpoint, its data are needed and not there, `output` holds something else, or
-            the original layout has no such networks.
+        UsageError: when `run` has no such checkpoint, its data are needed and not there, `output` is not free, or the
+            original layout has no such networks.
         RunError: when what was written does not load back to the same, or nothing can be measured.
     """
     if layout not in LAYOUTS:
