@@ -1,5 +1,6 @@
 """Sums between two log lines, kept on the device, so that no step waits for the host."""
 
+import resource
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ class Reading:
     images_per_second: float
     data_wait_fraction: float  # of the wall clock, on the process that waited most
     slowest: "Slowest"
+    peak_memory: float  # bytes, since the start, of the process that had most: on its GPU, or in all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +97,8 @@ class Meters:
         shared = (self._world.mean(flat) * self._world.size).cpu().tolist()
         # the copy to the host above has waited for the events
         busy = self._seconds + sum(first.elapsed_time(last) for first, last in self._events) / 1e3
-        waits, times = self._world.every(torch.tensor([self._wait, busy])).T.tolist()
+        mine = torch.tensor([self._wait, busy, peak_memory(self._world.device)])
+        waits, times, peaks = self._world.every(mine).T.tolist()
         total, seen, *rest = shared
         bins, terms = (rest[:BINS], rest[BINS : 2 * BINS]), rest[2 * BINS :]
         reading = Reading(
@@ -105,9 +108,17 @@ class Meters:
             images_per_second=seen / elapsed,
             data_wait_fraction=max(waits) / elapsed,
             slowest=slowest(times),
+            peak_memory=max(peaks),
         )
         self._reset()
         return reading
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that this process had at once so far: of its GPU, as torch allocated them, or resident."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # KiB on Linux
 
 
 def slowest(times: list[float]) -> Slowest:

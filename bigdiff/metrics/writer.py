@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Writer:
     def text(self, tag: str, content: str, samples_seen: int) -> None:
         """A preformatted text, such as the resolved config."""
         self._board.add_text(tag, f"```\n{content}\n```", samples_seen)
+
+    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
+        """What TensorBoard's page of custom scalars shows: each chart's tags, as regular expressions."""
+        self._board.add_custom_scalars({"run": {name: ["Multiline", list(tags)] for name, tags in charts.items()}})
 
     def image(self, tag: str, picture: npt.NDArray[Any], samples_seen: int) -> None:
         """A uint8 [H, W, 3] picture."""

@@ -13,6 +13,20 @@ from bigdiff.train.run import Drawer, Run
 
 SLOW: Final = 1.25  # of the median forward time, above which the log names the process
 
+# the first page of TensorBoard: is it learning, how fast, what is slow; tags as regular expressions
+CHARTS: Final = {
+    "loss": ("^train/loss$", "^validation/loss$", "^validation/loss_ema$"),
+    "loss by timestep, 0 nearly without noise": ("^train/loss_t/",),
+    "validation by timestep": ("^validation/loss_ema_t/",),
+    "gradient norm": ("^train/grad_norm$",),
+    "learning rate": ("^train/lr$",),
+    "images per second": ("^speed/images_per_second$",),
+    "share of the time that waits for data": ("^speed/data_wait_fraction$",),
+    "slowest process over the median": ("^speed/slowest_rank$",),
+    "hours left": ("^speed/hours_left$",),
+    "distance of the averages": ("^distance/",),
+}
+
 
 def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None) -> None:
     """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
@@ -40,6 +54,8 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None
         "speed/images_per_second": reading.images_per_second,
         "speed/data_wait_fraction": reading.data_wait_fraction,
         "speed/slowest_rank": reading.slowest.ratio,
+        "speed/hours_left": (run.stage.steps - state.step) * run.stage.batch.total / reading.images_per_second / 3600,
+        "memory/peak_gb": reading.peak_memory / 1e9,
         "speed/checkpoint_stall_seconds": run.checkpoints.stall_seconds(),
         "data/damaged": float(damaged),
         "data/tombstoned": float(dead),

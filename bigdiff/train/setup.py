@@ -1,10 +1,12 @@
 """From a stage's config to a running stage: the one place that knows every concrete class."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bigdiff.checkpoint import layout, probe, snapshots
 from bigdiff.checkpoint.content import MOMENTS
@@ -25,7 +27,18 @@ from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
 from bigdiff.runtime.watchdog import Watchdog, collective_timeout
 from bigdiff.runtime.world import World, enter, host, leave
-from bigdiff.train import autoencoders, handover, kept, loop, networks, preflight, pretrained, regrouped, resuming
+from bigdiff.train import (
+    autoencoders,
+    handover,
+    kept,
+    loop,
+    networks,
+    preflight,
+    pretrained,
+    regrouped,
+    report,
+    resuming,
+)
 from bigdiff.train import data as stream
 from bigdiff.train.held import opened as held_out_samples
 from bigdiff.train.preflight import Check
@@ -198,14 +211,19 @@ def begin(stage: Stage, world: World, engine: Engine, ema: Averages, around: Aro
 
 def writing(stage: Stage, folder: Path, sets: stream.Sets, state: TrainState) -> Writer:
     """Describe the run, drop what a later state left, and open its metrics; on one process."""
-    describe(folder, stage, sets)
+    about = describe(folder, stage, sets)
     snapshots.forget(folder, state.step)
-    return Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen)
+    writer = Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen)
+    writer.layout(report.CHARTS)
+    writer.text("run/config", dump(stage), state.samples_seen)
+    writer.text("run/about", json.dumps(about, indent=2, sort_keys=True), state.samples_seen)
+    return writer
 
 
-def describe(folder: Path, stage: Stage, sets: stream.Sets) -> None:
+def describe(folder: Path, stage: Stage, sets: stream.Sets) -> dict[str, Any]:
     """Write what explains the run to a reader: resolved config, versions and commit, the data's manifest hashes."""
     write_bytes(folder / layout.CONFIG, dump(stage).encode())
     hashes = {one.location: one.fingerprint for one in sets}
     about = {"versions": versions(), "commit": commit(), "images" if on_images(stage.data) else "latents": hashes}
     write_json(folder / "versions.json", about)
+    return about

@@ -19,6 +19,7 @@ def test_both_outputs_say_the_same_on_the_axis_of_images_seen(tmp_path: Path) ->
         writer.scalars(step, 64 * step, {"train/loss": 1.0 / step})
     writer.image("preview/ema", np.full((4, 6, 3), 128, np.uint8), 192)
     writer.text("config", "seed: 0", 0)
+    writer.layout({"loss": ["^train/loss$"]})
     writer.close()
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
@@ -30,6 +31,10 @@ def test_both_outputs_say_the_same_on_the_axis_of_images_seen(tmp_path: Path) ->
         (192, 1 / 3),
     ]
     assert board.Images("preview/ema")[0].width == 6
+    (text,) = board.Tensors("config/text_summary")
+    assert text.tensor_proto.string_val == [b"```\nseed: 0\n```"]
+    (charts,) = board.Tensors("custom_scalars__config__")
+    assert b"^train/loss$" in charts.tensor_proto.string_val[0]
 
 
 def test_a_resume_leaves_one_line_per_position(tmp_path: Path) -> None:

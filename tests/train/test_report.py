@@ -51,6 +51,8 @@ def test_a_line_for_a_person_and_a_point_per_tag(make_run: MakeRun) -> None:
     assert point["train/loss_t/0"] == pytest.approx(point["train/loss"])
     assert not any(f"train/loss_t/{number}" in point for number in range(1, 10))  # of whom no sample was seen
     assert 0 < point["train/share"] <= 1
+    assert point["speed/hours_left"] == pytest.approx(19 * 8 / point["speed/images_per_second"] / 3600)
+    assert 0.05 < point["memory/peak_gb"] < 100 and point["speed/slowest_rank"] == 1.0
     assert point["data/damaged"] == point["data/tombstoned"] == point["recovery/skipped_steps"] == 0
     assert point["speed/checkpoint_stall_seconds"] == 0
     assert run.losses == [point["train/loss"]]
