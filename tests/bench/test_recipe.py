@@ -1,0 +1,70 @@
+"""The quickstart's recipe, whole, on a real SLURM of four nodes on this machine: what each job takes and gives."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigdiff.config.load import CONFIGS
+
+ROOT = CONFIGS.parent
+RESULTS = Path(__file__).parent / "results"
+Slurm = Any  # of tests/cluster/conftest.py
+CLUSTER = """
+name: bench
+kind: slurm
+nodes: 2
+processes_per_node: 1
+gpus_per_node: 0
+cpus_per_process: 1
+time_minutes: 60
+environment: [GLOO_SOCKET_IFNAME=lo, HF_HUB_OFFLINE=1]
+preflight: {slow: 0}
+"""
+
+
+def seconds(shown: str, key: str) -> float:
+    return datetime.fromisoformat(re.findall(rf"\b{key}=(\S+)", shown)[0]).timestamp()
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(5400)
+def test_the_whole_quickstart_is_one_command(slurm: Slurm, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    (tmp_path / "bench.yaml").write_text(CLUSTER)
+    text = (CONFIGS / "recipes" / "quickstart.yaml").read_text()
+    own = f"bigdiff.quickstart.part, images, --port, '{free_port()}']"
+    (tmp_path / "quickstart.yaml").write_text(text.replace("bigdiff.quickstart.part, images]", own))
+    recipe = ["--recipe", str(tmp_path / "quickstart.yaml"), "--cluster", str(tmp_path / "bench.yaml")]
+    began = time.monotonic()
+    command = [sys.executable, str(ROOT / "launch" / "slurm.py"), *recipe, "--follow"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    whole = time.monotonic() - began
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    jobs = dict(re.findall(r"^(\S+) submitted as job (\d+)", done.stdout, re.MULTILINE))
+    load = os.getloadavg()[0]
+    lines = [
+        "`launch/slurm.py --recipe quickstart --follow`, whole, on a real SLURM of four nodes of 2 CPUs each:",
+        "two processes of one core a stage, one a task. Seconds that each job ran.",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}",
+        "",
+    ]
+    for name, number in jobs.items():
+        shown = slurm.run("scontrol", "show", "job", "-o", number)
+        lines.append(f"{name:20}{seconds(shown, 'EndTime') - seconds(shown, 'StartTime'):8.0f}")
+    lines += [f"{'from the command':20}{whole:8.0f}", ""]
+    for size in (32, 64):
+        scores = json.loads((tmp_path / "runs" / f"quickstart-{size}px" / "scores.json").read_text())["scores"]
+        told = ", ".join(f"{name} {row['accuracy']:.2f} ({row['chance']:.2f})" for name, row in scores.items())
+        lines.append(f"{size} px, right on held-out captions (by chance): {told}")
+    report = "\n".join(lines) + "\n"
+    (RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-recipe.txt").write_text(report)
+    print(report)
