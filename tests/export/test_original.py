@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_sd_v1s_unet_goes_through_both_layouts_and_stock_diffusers_agrees(
     wanted = diffusers.prediction(sd_v1)
     assert wanted.isfinite().all() and wanted.std() > 0
     assert torch.equal(diffusers.prediction(stock), wanted)
+    shutil.rmtree(tmp_path)  # 3.4 GB, which pytest would keep
 
 
 def test_what_lies_beside_the_file(grouped: Trained, tmp_path: Path) -> None:
