@@ -1,7 +1,8 @@
-"""Which settings of the engine and of the recovery fit each other, the batch and the machine."""
+"""Which settings of the engine, of its speed and of the recovery fit each other, the batch and the machine."""
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Engine, Recovery, Stage, accumulation
+from bigdiff.config.speed import Speed
 
 
 def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
@@ -18,6 +19,26 @@ def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
         ),
         (engine.timeout_seconds <= 0, f"engine.timeout_seconds={engine.timeout_seconds} must be positive"),
         (stage.optim.grad_clip < 0, f"optim.grad_clip={stage.optim.grad_clip} must not be negative; 0 is no clipping"),
+    ]
+
+
+def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
+    """(wrong, sentence) pairs, as in bigdiff.config.rules."""
+    speed = stage.speed
+    return [
+        (
+            stage.model.autoencoder is not None and speed != Speed(),
+            "speed has no effect with model.autoencoder: its switches are the UNet's",
+        ),
+        (
+            speed.channels_last and not stage.engine.channels_last,
+            "speed.channels_last keeps what engine.channels_last=false does not begin: set both, or none",
+        ),
+        (
+            stage.engine.zero_stage == 3 and speed.compile != "none",
+            f"speed.compile={speed.compile} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
+            f"take stage 1 or 2",
+        ),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from bigdiff.config import averages
 from bigdiff.config.autoencoder_rules import autoencoder_rules
-from bigdiff.config.engine_rules import engine_rules, recovery_rules
+from bigdiff.config.engine_rules import engine_rules, recovery_rules, speed_rules
 from bigdiff.config.errors import UsageError
 from bigdiff.config.network_rules import data_rules, network_rules
 from bigdiff.config.schema import Diffusion, Stage, sources
@@ -58,6 +58,7 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
         *_ema_rules(stage),
         *_validation_rules(stage),
         *engine_rules(stage),
+        *speed_rules(stage),
         *recovery_rules(stage),
     ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bigdiff.config.errors import UsageError
+from bigdiff.config.speed import Speed
 from bigdiff.config.validation import Validation
 
 
@@ -288,6 +289,7 @@ class Stage:
     optim: Optim = field(default_factory=Optim)
     ema: Ema = field(default_factory=Ema)
     engine: Engine = field(default_factory=Engine)
+    speed: Speed = field(default_factory=Speed)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     recovery: Recovery = field(default_factory=Recovery)
     log: Log = field(default_factory=Log)

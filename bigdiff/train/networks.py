@@ -19,12 +19,14 @@ from bigdiff.data.latents import LatentSet
 from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.evaluate.preview import Beside, Previewer
-from bigdiff.models import components
+from bigdiff.models import components, speed
 from bigdiff.models.denoiser import Denoiser
 from bigdiff.runtime.world import World
+from bigdiff.train import trial
 from bigdiff.train.data import Sets, fit_shapes
 from bigdiff.train.denoising import Denoising
 from bigdiff.train.inputs import Captions, Latents, Pixels
+from bigdiff.train.resuming import warn
 
 TEXT_STATES, TEXT_ENCODER = "text_states", "text_encoder_sha256"  # of the contract of a set that stores text states
 
@@ -187,10 +189,15 @@ class Prepared:
     networks: Networks
     captions: Captions | None  # None without text
     preview: Previewer | None
+    shapes: tuple[tuple[int, int], ...]  # of the latents that will come
 
     def task(self, engine: Engine, world: World) -> Denoising:
-        """The stage's task under `engine`."""
-        stage = self.networks.stage
+        """The stage's task under `engine`, with the switches of `speed` on; collective."""
+        stage, denoiser = self.networks.stage, self.networks.denoiser
+        tried = trial.samples(stage, denoiser, self.shapes, world.device)
+        for line in speed.apply(denoiser, stage.speed, tried, world):
+            if world.first:
+                warn(line)
         return Denoising(
             stage=stage,
             engine=engine,
@@ -207,7 +214,12 @@ def prepare(networks: Networks, sets: Sets, device: torch.device) -> Prepared:
         UsageError: for a set that the stage cannot be trained on.
     """
     fit(networks, sets)
-    return Prepared(networks=networks, captions=captions(networks, sets, device), preview=previewer(networks))
+    return Prepared(
+        networks=networks,
+        captions=captions(networks, sets, device),
+        preview=previewer(networks),
+        shapes=trial.shapes(networks.stage, sets),
+    )
 
 
 def captions(networks: Networks, sets: Sets, device: torch.device) -> Captions | None:

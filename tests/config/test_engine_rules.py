@@ -34,6 +34,9 @@ def load(folder: Path, *settings: str) -> Stage:
         (["engine.zero_stage=0", "engine.bucket_elements=8"], "no effect with engine.zero_stage=0"),
         (["engine.timeout_seconds=0"], "timeout_seconds=0 must be positive"),
         (["optim.grad_clip=-1"], "grad_clip=-1.0 must not be negative"),
+        (["speed.compile=blocks", "engine.zero_stage=3"], "speed.compile=blocks needs whole weights"),
+        (["speed.channels_last=true", "engine.channels_last=false"], "keeps what engine.channels_last=false does not"),
+        (["speed.attention=fastest"], "speed.attention"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: list[str], sentence: str) -> None:
@@ -42,6 +45,9 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: list[str],
 
 
 def test_what_fits_passes(tmp_path: Path) -> None:
+    for kind in ("blocks", "whole"):
+        load(tmp_path, f"speed.compile={kind}", "speed.channels_last=true", "speed.attention=cudnn")
+    load(tmp_path, "speed.attention=flash", "speed.cudnn_benchmark=true", "engine.zero_stage=3")
     for stage in range(4):
         load(tmp_path, f"engine.zero_stage={stage}", "optim.grad_clip=0")
     with pytest.raises(UsageError, match="zero_stage"):

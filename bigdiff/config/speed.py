@@ -1,0 +1,27 @@
+"""How a stage's network is computed, and not what: no setting here may change a result beyond rounding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Switches of the UNet; docs/speed.md has what each should give and cost, and what of that was measured.
+
+    Older ones stand in `engine`: channels_last (of the input), gradient_checkpointing, bucket_elements. AdamW is always
+    torch's fused one, and a moving average one pass over memory.
+    """
+
+    # engine.channels_last lays out the input alone, and diffusers' first transformer loses it; this keeps it up to the
+    # last convolution. Costs a copy wherever an operator gives another layout, as GroupNorm does on CUDA
+    channels_last: bool = False
+    # torch's kernel for attention; auto: the first in torch's own order that can. A layer that the wanted one cannot
+    # compute on this device keeps auto, and the run says so. math keeps all scores in memory: for comparisons
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    # by torch.compile: each residual and transformer block by itself (equal ones once), or the UNet as one graph, which
+    # takes longer to compile and leaves more to fuse. Costs minutes at the start for each shape, and a comparison with
+    # the plain network; where that fails, the run says so and trains uncompiled
+    compile: Literal["none", "blocks", "whole"] = "none"
+    # cuDNN tries its convolutions on each new shape and keeps the fastest. Costs seconds a shape; which one is kept may
+    # differ from start to start, and with it the rounding, so that a resume is no longer bit for bit
+    cudnn_benchmark: bool = False

@@ -1,0 +1,78 @@
+"""Stages with the switches of `speed` on: the same losses and names under each ZeRO stage, resumed by each other."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bigdiff.checkpoint import index, layout
+
+Ranks = Callable[..., list[str]]
+# inductor itself takes minutes on a CPU; aot_eager is torch.compile up to the code that it would write
+TRAIN = """
+import json, sys
+from pathlib import Path
+from bigdiff.config.load import load_stage
+from bigdiff.models import speed
+from bigdiff.runtime.stop import Stop
+from bigdiff.runtime.watchdog import Watchdog
+from bigdiff.runtime.world import enter
+from bigdiff.train import loop, setup
+speed.BACKEND = "aot_eager"
+world = enter(60)
+for options in json.loads(sys.argv[2]):
+    stage = load_stage(sys.argv[1], options)
+    with setup.building(stage, world, Stop(), Watchdog(world, Path(stage.runs), 60)) as run:
+        loop.train(run)
+"""
+COMMON = ["text_dropout=0.0", "optim.warmup_steps=0", "checkpoint.every=3", "batch.micro=4"]
+ALL = ["speed={channels_last: true, attention: math, compile: blocks}"]
+RUNS = {
+    "plain": [],
+    "contiguous": ["engine.channels_last=false"],
+    "kept": ["speed.channels_last=true"],
+    "whole": ["speed.compile=whole", "engine.zero_stage=2"],
+    "all": [*ALL, "engine.zero_stage=0", "engine.gradient_checkpointing=true"],
+    "scattered": ["speed={channels_last: true, attention: flash}", "engine.zero_stage=3"],
+}
+
+
+def run(name: str, runs: Path, settings: list[str], steps: int = 6) -> list[str]:
+    return [f"runs={runs}", f"name={name}", f"steps={steps}", *COMMON, *settings]
+
+
+def losses(runs: Path, name: str) -> list[float]:
+    lines = (layout.run_folder(str(runs), name) / layout.METRICS).read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+def names(runs: Path, name: str) -> list[tuple[str, tuple[int, ...]]]:
+    newest = layout.latest(layout.run_folder(str(runs), name))
+    assert newest is not None
+    return [(one.name, one.shape) for one in index.read(newest).layout]
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_switches_change_no_loss_and_no_name(run_ranks: Ranks, toy: Path, tmp_path: Path, ranks: int) -> None:
+    told = run_ranks(
+        TRAIN, ranks, str(toy / "stage.yaml"), json.dumps([run(name, tmp_path, with_) for name, with_ in RUNS.items()])
+    )
+    assert "uncompiled" not in "".join(told)
+    expected, layout_ = losses(tmp_path, "plain"), names(tmp_path, "plain")
+    assert len(expected) == 6
+    for name in RUNS:
+        assert losses(tmp_path, name) == pytest.approx(expected, rel=1e-5), name
+        assert names(tmp_path, name) == layout_, name
+    assert all("_orig_mod" not in name for name, _ in layout_)
+
+
+def test_each_resumes_the_other(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:
+    chain = [
+        run("undisturbed", tmp_path, []),
+        run("switched", tmp_path, [], 3),
+        run("switched", tmp_path, ALL, 5),
+        run("switched", tmp_path, ["engine.channels_last=false"], 6),
+    ]
+    run_ranks(TRAIN, 1, str(toy / "stage.yaml"), json.dumps(chain))
+    assert losses(tmp_path, "switched") == pytest.approx(losses(tmp_path, "undisturbed"), rel=1e-5)
