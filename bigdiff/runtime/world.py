@@ -60,6 +60,12 @@ class World:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return most
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The float64 sum over all processes of a tensor (any shape), on this one's device; every process gets it."""
+        whole = values.detach().to(self.device, torch.float64, copy=True)
+        dist.all_reduce(whole)
+        return whole
+
     def every(self, values: torch.Tensor) -> torch.Tensor:
         """The small fp32 tensor [K] of every process, by rank, on every process: [size, K]."""
         mine = values.detach().to(self.device, torch.float32)

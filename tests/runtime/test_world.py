@@ -17,6 +17,7 @@ told = {
     "rank": w.rank, "size": w.size, "first": w.first,
     "mean": w.mean(torch.tensor([float(w.rank), 1.0])).tolist(),
     "largest": w.largest(torch.tensor([float(w.rank)])).tolist(),
+    "total": w.total(torch.tensor([[1.0 + w.rank], [2.0**-40]], dtype=torch.float64)).tolist(),
     "every": w.every(torch.tensor([float(w.rank), 5.0])).tolist(),
     "gather": w.gather({"rank": w.rank}),
     "first_says": w.first_says(f"from {w.rank}"),
@@ -42,6 +43,7 @@ def test_two_processes_agree(run_ranks: Callable[..., list[str]]) -> None:
         assert one["size"] == 2
         assert one["mean"] == [0.5, 1.0]
         assert one["largest"] == [1.0]
+        assert one["total"] == [[3.0], [2.0**-39]]
         assert one["every"] == [[0.0, 5.0], [1.0, 5.0]]
         assert one["first_does"] == "done by 0"
         assert one["complaint"] == "0 cannot"
