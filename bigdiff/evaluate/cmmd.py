@@ -30,7 +30,7 @@ def cmmd(one: Tensor, other: Tensor, block: int = BLOCK) -> float:
 
 def _mean_kernel(one: Tensor, other: Tensor, block: int) -> float:
     norms, total = other.square().sum(dim=1), 0.0
-    for part in one.split(block):
+    for part in torch.split(one, block):
         squares = part.square().sum(dim=1, keepdim=True) + norms - 2 * part @ other.T
         total += float(torch.exp(squares / (-2 * SIGMA**2)).sum())
     return total / (len(one) * len(other))
