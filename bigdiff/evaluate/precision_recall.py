@@ -41,7 +41,9 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = NEIGHBOURS, block
 def radii(features: Tensor, k: int, block: int = BLOCK) -> Tensor:
     """Distance [N] of each feature [N, D] to its k-th nearest other one."""
     # of a row's distances the least is its own, 0
-    return torch.cat([torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in torch.split(features, block)])
+    return torch.cat(
+        [torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in torch.split(features, block)]
+    )
 
 
 def _inside(points: Tensor, centres: Tensor, reach: Tensor, block: int) -> float:

@@ -6,7 +6,7 @@ from typing import Final
 import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from bigdiff.prep.scorers import golden
+from bigdiff.models.probes import disc
 from bigdiff.prep.scorers.scorer import Batch, column, refused
 
 UNDETERMINED: Final = "und"
@@ -91,6 +91,6 @@ class CaptionLength:
         Raises:
             UsageError: when they are not counted so.
         """
-        lengths = self.score(Batch([golden.disc((0, 0, 0))] * 3, ["", "a red circle", "\u79cb\u306e\u57ce"]))
+        lengths = self.score(Batch([disc((0, 0, 0))] * 3, ["", "a red circle", "\u79cb\u306e\u57ce"]))
         if lengths != [0, 12, 3]:
             raise refused(self.name, f"{lengths} in place of [0, 12, 3]")

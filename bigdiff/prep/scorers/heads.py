@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from bigdiff.config.errors import RunError
 from bigdiff.config.scoring import Kind
+from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
-from bigdiff.prep.scorers import golden, weights
-from bigdiff.prep.scorers.device import exact
+from bigdiff.models.exact import exact
+from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, Floats, refused
 
 Doubles = np.typing.NDArray[np.float64]
@@ -78,7 +79,7 @@ class Nsfw(nn.Module):
         return torch.sigmoid(self.linear_4(hidden))
 
 
-def by_definition(kind: Kind, state: weights.State, features: Floats) -> Doubles:
+def by_definition(kind: Kind, state: tensors.State, features: Floats) -> Doubles:
     """Scores [B] in float64 from the file's tensors alone: what the networks must give."""
     values = features.astype(np.float64)
     if kind == "aesthetic_v1":
@@ -113,9 +114,9 @@ class Head:
         """
         self.name = kind
         self._kind: Kind = kind
-        self._state = weights.read(file, kind)
+        self._state = tensors.read(file, f"scorer {kind}")
         self.network = _NETWORKS[kind]()
-        weights.fit(self.network, self._state, kind, file)
+        tensors.fit(self.network, self._state, f"scorer {kind}", file)
         sha256 = weights_sha256(self.network)
         self._golden = golden.SCORES[kind].get(sha256)
         known = "published" if self._golden else "not the published weights"
@@ -161,7 +162,7 @@ def _compare(name: str, scores: Sequence[float], right: Sequence[float], how: st
             raise refused(name, f"probe {number} scores {score:.5f} in place of {value:.5f} {how}")
 
 
-def _affine(state: weights.State, prefix: str, values: Doubles) -> Doubles:
+def _affine(state: tensors.State, prefix: str, values: Doubles) -> Doubles:
     product: Doubles = values @ _double(state[f"{prefix}weight"]).T + _double(state[f"{prefix}bias"])
     return product
 

@@ -97,8 +97,8 @@ def load(scoring: Scoring) -> Scorers:
         scorers += [_plain(wanted) for wanted in scoring.scorers]
         return Scorers(scorers=tuple(scorers), clip=None, batch=scoring.batch)
     # torch, open_clip and timm take seconds to import, which captions and sharpness need not wait for
-    from bigdiff.prep.scorers.clip import load_clip
-    from bigdiff.prep.scorers.device import choose
+    from bigdiff.models.clip import load_clip
+    from bigdiff.models.exact import choose
     from bigdiff.prep.scorers.heads import Head
     from bigdiff.prep.scorers.similarity import Similarity
     from bigdiff.prep.scorers.watermark import Watermark

@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from bigdiff.config.errors import UsageError
+from bigdiff.models import probes
 
 Value: TypeAlias = float | int | str
 Floats: TypeAlias = np.typing.NDArray[np.float32]
@@ -90,4 +91,4 @@ class Scorer(Protocol):
 
 def refused(name: str, what: str) -> UsageError:
     """What a failed self-test raises."""
-    return UsageError(f"scorer {name} does not give its golden values ({what}): refusing to score with it")
+    return probes.refused(f"scorer {name}", what)

@@ -4,8 +4,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from bigdiff.prep.scorers import golden
-from bigdiff.prep.scorers.clip import Clip
+from bigdiff.models.clip import Clip
+from bigdiff.models.probes import disc
 from bigdiff.prep.scorers.scorer import Batch, refused
 
 VERSION: Final = 1
@@ -33,7 +33,7 @@ class Similarity:
         Raises:
             UsageError: when it is not.
         """
-        pictures, captions = [golden.disc((255, 0, 0))] * 2, ["a red circle", "a blue circle"]
+        pictures, captions = [disc((255, 0, 0))] * 2, ["a red circle", "a blue circle"]
         own, other = self.score(Batch(pictures, captions, self._clip))
         image, text = self._clip.image_features(pictures[:1])[0], self._clip.text_features(captions[:1])[0]
         cosine = float(image.astype(float) @ text.astype(float))

@@ -16,9 +16,11 @@ from PIL import Image
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 
+from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
-from bigdiff.prep.scorers import golden, weights
-from bigdiff.prep.scorers.device import exact
+from bigdiff.models.exact import exact
+from bigdiff.models.probes import disc, wings
+from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, refused
 
 VERSION: Final = 1
@@ -52,7 +54,7 @@ class Watermark:
             UsageError: when the file cannot be read or is of another model.
         """
         self.network = build()
-        weights.fit(self.network, weights.read(file, self.name), self.name, file)
+        tensors.fit(self.network, tensors.read(file, f"scorer {self.name}"), f"scorer {self.name}", file)
         self.fingerprint = f"watermark {VERSION}, weights {weights_sha256(self.network)}"
         self._device = device
         self.network.to(device)
@@ -80,7 +82,7 @@ class Watermark:
         """
         self._test_structure()
         self._test_pixels()
-        batch = Batch([golden.pattern(300, 200), golden.disc((255, 0, 0)), golden.wings(64)], ["", "", ""])
+        batch = Batch([golden.pattern(300, 200), disc((255, 0, 0)), wings(64)], ["", "", ""])
         marked, scores = self._by_definition(batch), self.score(batch)
         if not np.allclose(scores, marked, atol=TOLERANCE):
             raise refused(self.name, f"{scores[0]:.5f} in place of {marked[0]:.5f}, the share of class {MARKED}")
@@ -111,7 +113,7 @@ class Watermark:
                 raise refused(self.name, f"{name} pads as TensorFlow does, which the weights were not trained with")
 
     def _test_pixels(self) -> None:
-        seen = self.pixels([golden.wings(SIDE)])[0]
+        seen = self.pixels([wings(SIDE)])[0]
         for place, channel, colour in ((10, 1, "green"), (SIDE // 2, 0, "red"), (SIDE - 10, 2, "blue")):
             wanted = (np.eye(3, dtype=np.float32)[channel] - _MEAN) / _STD
             if not np.allclose(seen[:, SIDE // 2, place].numpy(), wanted, atol=TOLERANCE):

@@ -32,16 +32,6 @@ def test_each_head_has_golden_values_that_differ_enough_to_tell() -> None:
 
 
 def test_the_pictures_are_what_they_say() -> None:
-    assert golden.disc((1, 2, 3)).getpixel((128, 128)) == (1, 2, 3)
-    assert golden.disc((1, 2, 3)).getpixel((0, 0)) == (255, 255, 255)
-    wide = golden.wings(32)
-    assert wide.size == (128, 64)
-    assert [wide.getpixel((place, 32)) for place in (0, 32, 95, 127)] == [
-        (0, 255, 0),
-        (255, 0, 0),
-        (255, 0, 0),
-        (0, 0, 255),
-    ]
     assert golden.pattern(64, 40).size == (64, 40)
     stripes = golden.pattern(128, 40)
     first, second = stripes.getpixel((15, 39)), stripes.getpixel((16, 39))

@@ -8,7 +8,8 @@ from torch import nn
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.scoring import HEADS, Kind
-from bigdiff.prep.scorers import golden, weights
+from bigdiff.models import tensors
+from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.heads import AestheticV2, Head, Norm, Nsfw, by_definition
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def test_the_published_weights_agree_with_their_definition(kind: Kind, published
     found = head(kind, published(kind))
     found.self_test()
     features = unit(200)
-    right = by_definition(kind, weights.read(str(published(kind)), kind), features)
+    right = by_definition(kind, tensors.read(str(published(kind)), f"scorer {kind}"), features)
     np.testing.assert_allclose(found.of(features), right, atol=1e-5)
     assert "(published), on clip x" in found.fingerprint
 

@@ -3,8 +3,9 @@ import torch
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import CLIP_MODEL
+from bigdiff.models.clip import load_clip
+from bigdiff.models.probes import disc
 from bigdiff.prep.scorers import golden
-from bigdiff.prep.scorers.clip import load_clip
 from bigdiff.prep.scorers.scorer import Batch
 from bigdiff.prep.scorers.similarity import Similarity
 
@@ -16,7 +17,7 @@ def similarity(tiny_clip: str) -> Similarity:
 
 def test_the_score_is_the_cosine(similarity: Similarity) -> None:
     clip = similarity._clip
-    pictures, captions = [golden.disc((255, 0, 0)), golden.pattern(50, 40)], ["a red circle", "a pattern"]
+    pictures, captions = [disc((255, 0, 0)), golden.pattern(50, 40)], ["a red circle", "a pattern"]
     similarity.self_test()
     scores = similarity.score(Batch(pictures, captions, clip))
     right = torch.nn.functional.cosine_similarity(

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bigdiff.config.errors import UsageError
-from bigdiff.prep.scorers import weights
+from bigdiff.models import tensors
 
 STATE = {"weight": torch.arange(3.0)[None], "bias": torch.ones(1)}
 
@@ -40,7 +40,7 @@ def saved(folder: Path, form: str) -> Path:
 
 @pytest.mark.parametrize("form", ["safetensors", "npz", "torch", "wrapped", "parallel"])
 def test_every_form_of_file_gives_the_same_tensors(tmp_path: Path, form: str) -> None:
-    found = weights.read(str(saved(tmp_path, form)), "x")
+    found = tensors.read(str(saved(tmp_path, form)), "x")
     assert found.keys() == STATE.keys()
     assert all(torch.equal(found[name], STATE[name]) for name in STATE)
 
@@ -53,7 +53,7 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(3, 1)).save(str(tmp_path / "scripted.pt"))
     for name in ("plain.pth", "torch.pth", "array.npz", "scripted.pt"):
         with pytest.raises(UsageError, match=f"{name} cannot be read without running code"):
-            weights.read(str(tmp_path / name), "x")
+            tensors.read(str(tmp_path / name), "x")
     assert not mark.exists()
 
 
@@ -62,22 +62,22 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path, content: bytes) -> 
     for suffix in (".pth", ".npz", ".safetensors"):
         file = tmp_path / f"broken{suffix}"
         file.write_bytes(content)
-        with pytest.raises(UsageError, match=r"scorer x: weights file .* cannot be read"):
-            weights.read(str(file), "x")
+        with pytest.raises(UsageError, match=r"^x: weights file .* cannot be read"):
+            tensors.read(str(file), "x")
     with pytest.raises(UsageError, match="there is no weights file"):
-        weights.read(str(tmp_path / "absent.pth"), "x")
+        tensors.read(str(tmp_path / "absent.pth"), "x")
 
 
 @pytest.mark.parametrize("content", [{}, [1], {"weight": 3}, {"state_dict": {"a": "b"}}])
 def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(UsageError, match="no table of named tensors"):
-        weights.read(str(tmp_path / "odd.pth"), "x")
+        tensors.read(str(tmp_path / "odd.pth"), "x")
 
 
 def test_the_network_takes_them_and_is_frozen() -> None:
     network = nn.Linear(3, 1)
-    weights.fit(network, STATE, "x", "f")
+    tensors.fit(network, STATE, "x", "f")
     assert torch.equal(network.weight, STATE["weight"])
     assert not network.training and not network.weight.requires_grad
 
@@ -94,4 +94,4 @@ def test_the_network_takes_them_and_is_frozen() -> None:
 def test_what_does_not_fit_is_named(changed: dict[str, torch.Tensor | None], message: str) -> None:
     state = {name: value for name, value in {**STATE, **changed}.items() if value is not None}
     with pytest.raises(UsageError, match=f"weights file f has {message}|weights file f {message}"):
-        weights.fit(nn.Linear(3, 1), state, "x", "f")
+        tensors.fit(nn.Linear(3, 1), state, "x", "f")

@@ -12,8 +12,8 @@ from torch import nn
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import CLIP_MODEL
-from bigdiff.prep.scorers import golden
-from bigdiff.prep.scorers.clip import Clip, load_clip
+from bigdiff.models.clip import Clip, Named, load_clip
+from bigdiff.prep.scorers.golden import pattern
 
 CPU = torch.device("cpu")
 SIZES = [(640, 480), (50, 333), (32, 32), (225, 224), (17, 20)]
@@ -41,7 +41,7 @@ def test_pixels_and_features_are_open_clips(clip: Clip, tiny_clip: str) -> None:
     network, _, transform = open_clip.create_model_and_transforms(tiny_clip)
     network.eval()
     tokens = open_clip.get_tokenizer(tiny_clip)(["a red circle", "word " * 200])
-    pictures = [golden.pattern(*size) for size in SIZES]
+    pictures = [pattern(*size) for size in SIZES]
     right = torch.stack([transform(picture) for picture in pictures])
     torch.testing.assert_close(clip.pixels(pictures), right, rtol=0, atol=0)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_pixels_and_features_are_open_clips(clip: Clip, tiny_clip: str) -> None:
 def test_pixels_are_a_bicubic_resize_of_the_shorter_side_and_the_centre() -> None:
     """By Pillow and numpy alone, at the size of L/14."""
     transform = open_clip.image_transform(224, is_train=False)
-    picture = golden.pattern(641, 479)
+    picture = pattern(641, 479)
     resized = picture.resize((int(224 * 641 / 479), 224), Image.Resampling.BICUBIC)
     left = round((resized.width - 224) / 2)
     values = np.asarray(resized.crop((left, 0, left + 224, 224)), np.float32) / 255
@@ -151,7 +151,7 @@ def test_a_file_gives_the_same_clip_in_every_form(tiny_clip: str, small_model: s
     file = Path(tiny_clip.removeprefix("local-dir:")) / "model.safetensors"
     extra = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(9)}
     torch.save({"state_dict": {**load_file(file), **extra}}, tmp_path / "as-openai.pt")
-    picture = [golden.pattern(60, 40)]
+    picture = [pattern(60, 40)]
     for name in (str(file), str(tmp_path / "as-openai.pt")):
         found = loaded(name, small_model)
         found.self_test()
@@ -197,3 +197,16 @@ def test_other_weights_have_another_fingerprint(tiny_clip: str, clip: Clip) -> N
     again = Clip(changed.network, tiny_clip, for_heads=True, device=CPU)
     assert again.fingerprint != clip.fingerprint
     assert tiny_clip.removeprefix("local-dir:") not in clip.fingerprint
+
+
+def test_complaints_are_in_the_words_of_the_door_that_loads_it(tmp_path: Path) -> None:
+    named = Named(who="--clip", source="--clip", model="--clip-model")
+    for source, model, message in (
+        ("absent.pt", CLIP_MODEL, r"^--clip=absent\.pt: there is no such file"),
+        ("absent.pt", "ViT-XXL", r"^--clip-model=ViT-XXL is not one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_clip(source, model, for_heads=False, device=CPU, named=named)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"^--clip: weights file .*empty\.pt cannot be read"):
+        load_clip(str(tmp_path / "empty.pt"), "ViT-B-32-quickgelu", for_heads=False, device=CPU, named=named)

@@ -1,4 +1,4 @@
-"""Weights of scorers from files: tensors alone, never pickled objects, and every name and shape checked."""
+"""Weights from files that a person names: tensors alone, never pickled objects, and every name and shape checked."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,31 +18,31 @@ _UNREADABLE: Final = (OSError, EOFError, ValueError, KeyError, RuntimeError, Unp
 _WRAPPERS: Final = ("state_dict", "weights")  # what training scripts put around a state
 
 
-def read(file: str, scorer: str) -> State:
-    """The tensors of a .safetensors, .npz or torch file, on the CPU.
+def read(file: str, who: str, mend: str = "download it and name where it is") -> State:
+    """The tensors of a .safetensors, .npz or torch file, on the CPU; `who` wants them, in the user's words.
 
     Raises:
         UsageError: when it is not there, cannot be read, or holds anything but tensors.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UsageError(f"scorer {scorer}: there is no weights file {file}; download it and name where it is")
+        raise UsageError(f"{who}: there is no weights file {file}; {mend}")
     try:
         state = _content(path)
     except (*_UNREADABLE, BadZipFile) as error:
         raise UsageError(
-            f"scorer {scorer}: weights file {file} cannot be read without running code from it "
+            f"{who}: weights file {file} cannot be read without running code from it "
             f"({_first_line(error)}): give a .safetensors file, or torch's with plain tensors"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"scorer {scorer}: weights file {file} is no table of named tensors")
+        raise UsageError(f"{who}: weights file {file} is no table of named tensors")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-def fit(network: nn.Module, state: State, scorer: str, file: str) -> None:
+def fit(network: nn.Module, state: State, who: str, file: str) -> None:
     """Put `state` into `network`, which is then frozen and in evaluation mode.
 
     Raises:
@@ -51,17 +51,17 @@ def fit(network: nn.Module, state: State, scorer: str, file: str) -> None:
     wanted = network.state_dict()
     for name, tensor in wanted.items():
         if name not in state:
-            raise UsageError(f"scorer {scorer}: weights file {file} has no {name}: it is of another model")
+            raise UsageError(f"{who}: weights file {file} has no {name}: it is of another model")
         if state[name].shape != tensor.shape:
             raise UsageError(
-                f"scorer {scorer}: weights file {file} has {name} of shape {list(state[name].shape)}, not "
+                f"{who}: weights file {file} has {name} of shape {list(state[name].shape)}, not "
                 f"{list(tensor.shape)}: it is of another model"
             )
         if state[name].is_floating_point() and not bool(torch.isfinite(state[name]).all()):
-            raise UsageError(f"scorer {scorer}: weights file {file} has {name} with values that are not finite")
+            raise UsageError(f"{who}: weights file {file} has {name} with values that are not finite")
     unknown = sorted(state.keys() - wanted.keys())
     if unknown:
-        raise UsageError(f"scorer {scorer}: weights file {file} has {unknown[0]}, too: it is of another model")
+        raise UsageError(f"{who}: weights file {file} has {unknown[0]}, too: it is of another model")
     network.load_state_dict(state)
     network.requires_grad_(False).eval()
 

@@ -8,10 +8,10 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import open_clip
@@ -25,30 +25,45 @@ from torch import Tensor, nn
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import OWN_CONFIG
+from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
-from bigdiff.prep.scorers import golden, weights
-from bigdiff.prep.scorers.device import exact
-from bigdiff.prep.scorers.scorer import Floats, refused
+from bigdiff.models.exact import exact
+from bigdiff.models.probes import disc, refused, wings
+
+Floats: TypeAlias = np.typing.NDArray[np.float32]
 
 VERSION: Final = 1  # of what is done to a picture and a caption before and after the network
 TOLERANCE: Final = 1e-4
+_WIDTH: Final = 768  # of CLIP L/14's embeddings
 _COLOURS: Final = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 _IN_FILES: Final = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's state, no weights
 _FAILURES: Final = (RuntimeError, OSError, ValueError, KeyError, TypeError, UnpicklingError, HTTPError)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """What the user calls a CLIP and its settings."""
+
+    who: str = "scorer clip"
+    source: str = "score.clip"
+    model: str = "score.clip_model"
+
+
 class Clip:
     """A frozen CLIP with its own preprocessing and tokenizer."""
 
-    def __init__(self, network: nn.Module, source: str, *, for_heads: bool, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, source: str, *, for_heads: bool, device: torch.device, who: str = Named().who
+    ) -> None:
         """`network` is open_clip's; `for_heads`: LAION's predictors read its embeddings, so it must be OpenAI's L/14.
 
-        `source` is what open_clip finds its tokenizer by.
+        `source` is what open_clip finds its tokenizer by, `who` what a failed self-test calls this CLIP.
         """
         self.preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
         self.transform = image_transform_v2(self.preprocessing, is_train=False)
         self.tokenizer = open_clip.get_tokenizer(source)
         self.network: Any = network.requires_grad_(False).eval()  # open_clip is untyped
+        self._who = who
         self._for_heads, self._quick = for_heads, for_heads or source.endswith("-quickgelu")
         self.fingerprint = self._describe()
         self._device = device
@@ -76,21 +91,21 @@ class Clip:
         """
         self._test_pixels()
         if self._quick and not self._uses_quick_gelu():
-            raise refused("clip", "its activation is not QuickGELU, which OpenAI's weights need")
-        pictures = [golden.disc(colour) for colour in _COLOURS.values()]
+            raise refused(self._who, "its activation is not QuickGELU, which OpenAI's weights need")
+        pictures = [disc(colour) for colour in _COLOURS.values()]
         found = self.image_features(pictures)
         captions = self.text_features([f"a {name} circle" for name in _COLOURS])
         for kind, features in (("picture", found), ("caption", captions)):
             norms = np.linalg.norm(features.astype(np.float64), axis=1)
             if not np.all(np.abs(norms - 1) <= TOLERANCE):
-                raise refused("clip", f"{kind} embeddings have norms {norms.round(3).tolist()} in place of 1")
-        if self._for_heads and found.shape[1] != golden.WIDTH:
-            raise refused("clip", f"embeddings are {found.shape[1]} wide, those of CLIP L/14 are {golden.WIDTH}")
+                raise refused(self._who, f"{kind} embeddings have norms {norms.round(3).tolist()} in place of 1")
+        if self._for_heads and found.shape[1] != _WIDTH:
+            raise refused(self._who, f"embeddings are {found.shape[1]} wide, those of CLIP L/14 are {_WIDTH}")
         if not np.allclose(self.image_features(pictures[1:2]), found[1:2], atol=TOLERANCE):
-            raise refused("clip", "a picture's embedding depends on what else is in the batch")
+            raise refused(self._who, "a picture's embedding depends on what else is in the batch")
         chosen = [list(_COLOURS)[place] for place in (found @ captions.T).argmax(axis=1)]
         if chosen != list(_COLOURS):
-            raise refused("clip", f"red, green and blue discs are taken for {', '.join(chosen)} circles")
+            raise refused(self._who, f"red, green and blue discs are taken for {', '.join(chosen)} circles")
 
     def _describe(self) -> str:
         """Weights, activation, and what is done to a picture: not where they came from."""
@@ -107,48 +122,50 @@ class Clip:
     def _test_pixels(self) -> None:
         mean, std = self.preprocessing.mean, self.preprocessing.std
         if self._for_heads and (tuple(mean), tuple(std)) != (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD):
-            raise refused("clip", "pictures are not normalised by the mean and deviation of OpenAI's CLIP")
+            raise refused(self._who, "pictures are not normalised by the mean and deviation of OpenAI's CLIP")
         side = self.network.visual.image_size
-        seen = self.pixels([golden.wings(side[0] if isinstance(side, tuple) else side)])[0]
+        seen = self.pixels([wings(side[0] if isinstance(side, tuple) else side)])[0]
         red = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor(mean)) / torch.tensor(std)
         if not torch.allclose(seen, red[:, None, None].expand_as(seen), atol=TOLERANCE):
-            raise refused("clip", "the centre of a picture is not cut out, or its channels are not red, green, blue")
+            raise refused(self._who, "the centre of a picture is not cut out, or its channels are not red, green, blue")
 
 
-def load_clip(source: str, model: str, *, for_heads: bool, device: torch.device) -> Clip:
-    """The CLIP of `score.clip` and `score.clip_model` (bigdiff.config.scoring).
+def load_clip(source: str, model: str, *, for_heads: bool, device: torch.device, named: Named = Named()) -> Clip:
+    """The CLIP of a `source` and a `model`, as `score.clip` and `score.clip_model` of bigdiff.config.scoring are.
 
     Raises:
         UsageError: when it is not there, or its weights do not fit.
     """
     if source.startswith(OWN_CONFIG):
-        return Clip(_created(source, None, source), source, for_heads=for_heads, device=device)
+        return Clip(_created(source, None, source, named), source, for_heads=for_heads, device=device, who=named.who)
     if model not in open_clip.list_models():
-        raise UsageError(f"score.clip_model={model} is not one of open_clip's models, such as ViT-L-14-quickgelu")
+        raise UsageError(f"{named.model}={model} is not one of open_clip's models, such as ViT-L-14-quickgelu")
     if Path(source).expanduser().is_file():
-        network = _created(model, None, source)
-        state = {name: value for name, value in weights.read(source, "clip").items() if name not in _IN_FILES}
-        weights.fit(network, state, "clip", source)
+        network = _created(model, None, source, named)
+        state = {name: value for name, value in tensors.read(source, named.who).items() if name not in _IN_FILES}
+        tensors.fit(network, state, named.who, source)
     else:
-        _check_tag(source, model)
-        network = _created(model, source, source)
-    return Clip(network, model, for_heads=for_heads, device=device)
+        _check_tag(source, model, named)
+        network = _created(model, source, source, named)
+    return Clip(network, model, for_heads=for_heads, device=device, who=named.who)
 
 
-def _check_tag(tag: str, model: str) -> None:
+def _check_tag(tag: str, model: str, named: Named) -> None:
     known: dict[str, Any] | None = get_pretrained_cfg(model, tag)
     if not known:
         tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
-        raise UsageError(f"score.clip={tag}: there is no such file, and {model} has no weights of that name: {tags}")
+        raise UsageError(
+            f"{named.source}={tag}: there is no such file, and {model} has no weights of that name: {tags}"
+        )
     quick = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
     if bool(known.get("quick_gelu", False)) != quick:
         other = model.removesuffix("-quickgelu") if quick else f"{model}-quickgelu"
         raise UsageError(
-            f"score.clip={tag} was trained with another activation than {model} has: set score.clip_model={other}"
+            f"{named.source}={tag} was trained with another activation than {model} has: set {named.model}={other}"
         )
 
 
-def _created(model: str, tag: str | None, source: str) -> nn.Module:
+def _created(model: str, tag: str | None, source: str, named: Named) -> nn.Module:
     """A CLIP on the CPU in float32, with weights unless `source` is a file whose tensors are put in afterwards."""
     own = model.startswith(OWN_CONFIG)
     try:
@@ -159,7 +176,7 @@ def _created(model: str, tag: str | None, source: str) -> nn.Module:
     except _FAILURES as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"score.clip={source} cannot be loaded ({reason}): download the weights where there is network access "
+            f"{named.source}={source} cannot be loaded ({reason}): download the weights where there is network access "
             f"and name their file"
         ) from error
     return network

@@ -1,6 +1,6 @@
 import torch
 
-from bigdiff.prep.scorers.device import choose, exact
+from bigdiff.models.exact import choose, exact
 
 
 def test_products_are_exact_inside_and_as_before_outside() -> None:
