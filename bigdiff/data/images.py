@@ -204,7 +204,7 @@ class ImageReader(Sources[ImageSet]):
         with self.leased(picks) as samples:
             for index, (place, number) in enumerate(samples):
                 try:
-                    target[row + index] = framed(decode(_read(place, number)), frames[index])
+                    target[row + index] = framed(decode(read(place, number)), frames[index])
                 except Undecodable as error:
                     tar, offset = self.tar(picks, index), place.offsets[number] or None
                     bad.append(Bad(index=index, tar=tar, offset=offset, reason=error.cause))
@@ -227,7 +227,7 @@ class ImageReader(Sources[ImageSet]):
         )
 
 
-def _read(shard: Opened, row: int) -> bytes:
+def read(shard: Opened, row: int) -> bytes:
     """A picture's file, checked.
 
     Raises:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -55,19 +57,19 @@ class Sampling:
     width: int = 0
 
 
-def load(folder: Path) -> Pipeline:
-    """The pipeline in `folder`, on the GPU when there is one.
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """The pipeline in `folder`, computing in `dtype`, on the GPU when there is one.
 
     Raises:
         UsageError: when it is not a pipeline folder, of a kind that is not known here, or cannot be loaded.
     """
-    kind = _kind(folder)
+    kind = kind_of(folder)
     diffusers_logging.disable_progress_bar()  # bars for a second's work; the pictures have their own
     transformers_logging.disable_progress_bar()
     try:
         beside = {"safety_checker": None} if kind is StableDiffusionPipeline else {}
         pipeline: Pipeline = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **beside
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **beside
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -77,7 +79,12 @@ def load(folder: Path) -> Pipeline:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _kind(folder: Path) -> Any:  # noqa: ANN401 (diffusers is untyped)
+def kind_of(folder: Path) -> Any:  # noqa: ANN401 (diffusers is untyped)
+    """The class of the pipeline in `folder`.
+
+    Raises:
+        UsageError: as `load`.
+    """
     file = folder / "model_index.json"
     try:
         name = json.loads(file.read_bytes())["_class_name"]
@@ -93,13 +100,16 @@ def _kind(folder: Path) -> Any:  # noqa: ANN401 (diffusers is untyped)
     return known[name]
 
 
-def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: Sampling) -> list[Image.Image]:
+def sample(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: Sampling, first: int = 0, bar: bool = True
+) -> list[Image.Image]:
     """One picture for each of `prompts`; the picture of prompt k depends on the seed and k, not on the batch.
 
-    (To rounding: a convolution over another batch may differ in the last bit, so a pixel may by one level.)
+    `prompts` are those from number `first` on. (To rounding: a convolution over another batch may differ in the last
+    bit, so a pixel may by one level.)
 
     Raises:
-        UsageError: for settings that the scheduler or the model cannot take.
+        UsageError: for settings that the scheduler or the model cannot take, or pictures that are not finite.
     """
     check(settings)
     refuse_unfit(settings.scheduler, pipeline.scheduler.config)
@@ -107,23 +117,41 @@ def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], settings: 
     pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(pipeline.scheduler.config)
     negative = [settings.negative_prompt] if settings.negative_prompt else [""]
     pictures: list[Image.Image] = []
-    with tqdm(total=len(prompts), unit=" images", desc="sample") as bar, torch.inference_mode():
+    with tqdm(total=len(prompts), unit=" images", desc="sample", disable=not bar) as shown, torch.inference_mode():
         for start in range(0, len(prompts), settings.batch):
             part = list(prompts[start : start + settings.batch])
             try:
-                pictures += pipeline(
+                values = pipeline(
                     prompt=part,
                     negative_prompt=negative * len(part),
                     num_inference_steps=settings.steps,
                     guidance_scale=settings.guidance,
-                    generator=[generator(settings.seed, start + place) for place in range(len(part))],
+                    generator=[generator(settings.seed, first + start + place) for place in range(len(part))],
                     height=settings.height or None,
                     width=settings.width or None,
+                    output_type="np",
                 ).images
             except ValueError as error:
                 raise UsageError(f"the pipeline refuses these settings: {' '.join(str(error).split())}") from error
-            bar.update(len(part))
+            pictures += as_pictures(pipeline, values, first + start)
+            shown.update(len(part))
     return pictures
+
+
+def as_pictures(pipeline: Pipeline, values: npt.NDArray[Any], first: int) -> list[Image.Image]:
+    """What a pipeline drew, [B, H, W, C] from 0 to 1, in 8 bits; `first` is the number of the first picture.
+
+    Raises:
+        UsageError: when one is not finite: in 8 bits it would be a black picture like any other.
+    """
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
+    if len(broken):
+        raise UsageError(
+            f"picture {first + broken[0]} has values that are not finite: the weights are damaged, or their type is "
+            f"too narrow for this model; export another checkpoint, or with --dtype float32"
+        )
+    drawn: list[Image.Image] = pipeline.numpy_to_pil(values)
+    return drawn
 
 
 def check(settings: Sampling) -> None:

@@ -13,6 +13,7 @@ from bigdiff.evaluate.sampling import (
     SCHEDULERS,
     Pipeline,
     Sampling,
+    as_pictures,
     check,
     generator,
     refuse_steps,
@@ -40,26 +41,31 @@ def either(pipeline: Pipeline, prompts: Sequence[str], count: int | None, settin
     return draw(pipeline, count, settings)
 
 
-def draw(pipeline: DDPMPipeline | LDMPipeline, count: int, settings: Sampling) -> list[Image.Image]:
-    """`count` pictures; picture k depends on the seed and k, not on the batch (to rounding).
+def draw(
+    pipeline: DDPMPipeline | LDMPipeline, count: int, settings: Sampling, first: int = 0, bar: bool = True
+) -> list[Image.Image]:
+    """`count` pictures from number `first` on; picture k depends on the seed and k, not on the batch (to rounding).
 
     Raises:
-        UsageError: for settings that the pipeline cannot take, or that have no effect without text.
+        UsageError: for settings that the pipeline cannot take, or that have no effect without text, or pictures that
+            are not finite.
     """
     refuse(pipeline, count, settings)
     pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(pipeline.scheduler.config)
     # LDMPipeline takes the noise's scale before it sets the timesteps on which that depends (euler, heun)
     pipeline.scheduler.set_timesteps(settings.steps)
     pictures: list[Image.Image] = []
-    with tqdm(total=count, unit=" images", desc="sample") as bar, torch.inference_mode():
+    with tqdm(total=count, unit=" images", desc="sample", disable=not bar) as shown, torch.inference_mode():
         for start in range(0, count, settings.batch):
             part = min(settings.batch, count - start)
-            pictures += pipeline(
+            values = pipeline(
                 batch_size=part,
-                generator=[generator(settings.seed, start + place) for place in range(part)],
+                generator=[generator(settings.seed, first + start + place) for place in range(part)],
                 num_inference_steps=settings.steps,
+                output_type="np",
             ).images
-            bar.update(part)
+            pictures += as_pictures(pipeline, values, first + start)
+            shown.update(part)
     return [picture.convert("RGB") for picture in pictures]
 
 

@@ -40,6 +40,21 @@ def test_a_picture_depends_on_seed_and_place_alone(loaded: StableDiffusionPipeli
     assert np.abs(same[0] - same[1]).max() > 1  # the same words, other noise
 
 
+def test_a_later_part_of_the_prompts_gives_the_same_pictures(loaded: StableDiffusionPipeline) -> None:
+    together = levels(loaded, PROMPTS, SHORT)
+    part = sampling.sample(loaded, PROMPTS[1:], SHORT, first=1, bar=False)
+    assert np.abs(np.stack([np.asarray(one) for one in part]).astype(int) - together[1:]).max() <= 1
+
+
+def test_pictures_that_are_not_finite_are_refused(pipeline: Path) -> None:
+    """In 8 bits they would be black, and be judged as pictures."""
+    broken = sampling.load(pipeline)
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.bias[1] = float("nan")
+    with pytest.raises(UsageError, match="picture 7 has values that are not finite: the weights are damaged"):
+        sampling.sample(broken, PROMPTS, SHORT, first=7)
+
+
 def test_ddim_is_what_stock_diffusers_draws(loaded: StableDiffusionPipeline, pipeline: Path) -> None:
     stock = StableDiffusionPipeline.from_pretrained(pipeline)
     assert isinstance(stock.scheduler, DDIMScheduler)

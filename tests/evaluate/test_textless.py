@@ -78,6 +78,18 @@ def test_a_picture_depends_on_seed_and_place_alone(of: str, name: str) -> None:
         assert np.abs(together[place - 1] - together[place]).max() > 1
 
 
+def test_a_later_part_is_the_same_pictures_and_what_is_not_finite_is_refused() -> None:
+    for pipeline in (of_latents(), of_pixels()):
+        together = levels(pipeline, 3, SHORT)
+        part = np.stack([np.asarray(one) for one in draw(pipeline, 2, SHORT, first=1, bar=False)]).astype(np.int64)
+        assert np.abs(part - together[1:]).max() <= 1
+        last = pipeline.unet.conv_out if isinstance(pipeline, DDPMPipeline) else pipeline.vqvae.decoder.conv_out
+        with torch.no_grad():
+            last.bias[0] = float("nan")
+        with pytest.raises(UsageError, match="picture 5 has values that are not finite"):
+            draw(pipeline, 1, SHORT, first=5)
+
+
 @pytest.mark.parametrize(("of", "name"), WORKING)
 def test_a_picture_is_what_the_scheduler_makes_of_the_noise_step_by_step(of: str, name: str) -> None:
     pipeline, settings = made(of), replace(SHORT, scheduler=name, seed=3)

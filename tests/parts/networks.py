@@ -1,6 +1,7 @@
 """Small true networks, as fixtures that the conftest.py of several folders import."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,23 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
     save_file({name: one.contiguous() for name, one in network.state_dict().items()}, folder / "model.safetensors")
     return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of Inception v3 in torchvision's names, which FID's published file has too; random, as large as those."""
+    import torch
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    network = inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.8, 1.2)
+    file = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save(network.state_dict(), file)
+    return file
