@@ -61,6 +61,14 @@ class Writer:
         self._board.close()
 
 
+def points(tensorboard: Path, samples_seen: int, values: dict[str, float]) -> None:
+    """One point per tag in a TensorBoard folder of its own, at any time and in any order: as evaluations come."""
+    board = SummaryWriter(str(tensorboard))
+    for tag, value in values.items():
+        board.add_scalar(tag, value, samples_seen)
+    board.close()
+
+
 def _cut(metrics: Path, samples_seen: int) -> None:
     if not metrics.is_file():
         return

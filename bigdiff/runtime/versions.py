@@ -14,6 +14,7 @@ PACKAGES = (
     "webdataset",
     "img2dataset",
     "open_clip_torch",
+    "torch-fidelity",
     "submitit",
     "tensorboard",
     "numpy",

@@ -66,13 +66,16 @@ class Workers:
         """Machines on which tasks run: this one."""
         return 1
 
-    def on_devices(self) -> "Workers":
-        """Those for work with networks: a process for each GPU, or this one, where torch takes all cores."""
+    def on_devices(self, processes: int = 0) -> "Workers":
+        """Those for work with networks: a process for each GPU, or this one, where torch takes all cores.
+
+        `processes`: so many of them, which share the GPUs.
+        """
         import torch
 
         found = torch.cuda.device_count()
         named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        return Workers(max(1, found), named or [str(number) for number in range(found)])
+        return Workers(processes or max(1, found), named or [str(number) for number in range(found)])
 
     def each(self, function: Callable[[Task], Outcome], tasks: Sequence[Task], title: str) -> Iterator[Outcome]:
         """`function` of each task, in the tasks' order, with a progress bar.

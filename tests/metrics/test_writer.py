@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigdiff.config.errors import RunError
-from bigdiff.metrics.writer import Writer
+from bigdiff.metrics.writer import Writer, points
 
 
 def lines(file: Path) -> list[dict[str, float]]:
@@ -67,3 +67,12 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"metrics.jsonl cannot be written \(No space left on device\): make room"):
         writer.scalars(1, 64, {"train/loss": 1.0})
     writer.close()
+
+
+def test_points_of_evaluations_come_in_any_order(tmp_path: Path) -> None:
+    for seen, fid in ((128, 20.0), (64, 40.0)):  # the earlier checkpoint was judged later
+        points(tmp_path / "tb", seen, {"eval/fid": fid, "eval/clip_score": 0.5})
+    board = EventAccumulator(str(tmp_path / "tb"))
+    board.Reload()
+    assert {event.step: event.value for event in board.Scalars("eval/fid")} == {64: 40.0, 128: 20.0}
+    assert {event.step for event in board.Scalars("eval/clip_score")} == {64, 128}

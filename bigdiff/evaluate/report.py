@@ -1,0 +1,79 @@
+"""An evaluation's folder explains itself: results.json, a table to read, the curve, points for TensorBoard."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from bigdiff.config.evaluation import Evaluation
+from bigdiff.evaluate import grid
+from bigdiff.evaluate.curve import curve
+from bigdiff.evaluate.point import Point
+from bigdiff.metrics.writer import points as to_board
+from bigdiff.runtime.files import write_bytes, write_json
+
+RESULTS: Final = "results.json"
+CURVE: Final = "fid-clip.png"
+_COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
+_MEANS: Final = {
+    "fid": "Frechet distance of Inception v3's 2,048 pooled features, float64 (Heusel et al. 2017); lower is better",
+    "clip_score": "mean of 2.5 max(cos, 0) of picture and prompt (Hessel et al. 2021); higher is better",
+    "clip_cosine": "mean of the cosine itself, which many papers print as CLIP score",
+    "cmmd": "1,000 MMD^2 of CLIP embeddings, Gaussian kernel, sigma 10 (Jayasumana et al. 2024); lower is better",
+    "precision": "share of pictures in the real manifold of Inception's features, k = 3 (Kynkaanniemi et al. 2019)",
+    "recall": "share of real pictures in the generated manifold",
+}
+
+
+def write(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> None:
+    """Write what `points`, in order, say; `about` is what they depend on, and goes into results.json with them."""
+    rows = [asdict(point) for point in points]
+    means = {name: text for name, text in _MEANS.items() if any(row[name] is not None for row in rows)}
+    write_json(wanted.output / RESULTS, {**about, "means": means, "points": rows})
+    write_bytes(wanted.output / "README.md", _page(wanted, points, about, means).encode())
+    drawn = [
+        (point.guidance, point.clip_score, point.fid)
+        for point in points
+        if point.guidance is not None and point.clip_score is not None and point.fid is not None
+    ]
+    if len(drawn) > 1:
+        title = f"{points[0].images:,} pictures, guidance beside each point"
+        grid.save(wanted.output / CURVE, curve(drawn, title), {"points": drawn})
+
+
+def board(wanted: Evaluation, point: Point) -> None:
+    """The point's numbers in TensorBoard, in a folder for each guidance, where the images seen say."""
+    if wanted.tensorboard is None or wanted.samples_seen is None:
+        return
+    name = "pictures" if point.guidance is None else f"guidance-{point.guidance:g}"
+    to_board(wanted.tensorboard / name, wanted.samples_seen, point.tags)
+
+
+def table(points: Sequence[Point]) -> list[str]:
+    """Lines of a Markdown table with the columns that have values."""
+    rows = [asdict(point) for point in points]
+    columns = [name for name in _COLUMNS if any(row[name] is not None for row in rows)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(_said(row[name]) for name in columns) + " |" for row in rows]
+
+
+def _said(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def _page(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any], means: dict[str, str]) -> str:
+    judged = wanted.pipeline or wanted.pictures
+    lines = [f"# Evaluation of {judged}", "", *table(points), ""]
+    lines += [f"- **{name}**: {text}" for name, text in means.items()]
+    if any(point.singular for point in points):
+        lines += ["", "**FID is of no more pictures than features: far too high, and no number to compare.**"]
+    lines += ["", "Files here:", "", f"- `{RESULTS}`: these numbers, what they were made of and by which versions"]
+    lines += [
+        "- `guidance-G/` (or `pictures/`): `result.json`, `scores.parquet` with a CLIP-SCORE for each picture, and"
+    ]
+    lines += ["  `blocks/`, what the networks saw in each, from which the same command goes on or makes more"]
+    lines += ["- `real/`: the same of the real pictures, which `--real` takes in their place", ""]
+    lines += ["Made of:", "", "```json", json.dumps(about, indent=2, sort_keys=True), "```", ""]
+    return "\n".join(lines)
