@@ -74,6 +74,8 @@ def _all(wanted: Evaluation, world: World, workers: Workers, say: Callable[[str]
         "versions": versions(),
         "commit": commit(),
     }
+    if world.first and not all(_known(wanted.output, name, count, real) for name, _ in sets):
+        (wanted.output / report.RESULTS).unlink(missing_ok=True)  # of fewer pictures, or other real ones
     for name, source in sets:
         folder = wanted.output / name
         if world.first_says(_known(wanted.output, name, count, real) if world.first else None) is None:
@@ -84,9 +86,12 @@ def _all(wanted: Evaluation, world: World, workers: Workers, say: Callable[[str]
             if world.first:
                 _keep(folder, source, found, real)
                 report.board(wanted, found)
-        if world.first:
-            report.write(wanted, _points(wanted.output, count, real), about)
-    return _points(wanted.output, count, real) if world.first else []
+                report.show(wanted, _points(wanted.output, count, real), about)
+    if not world.first:
+        return []
+    points = _points(wanted.output, count, real)
+    report.write(wanted, points, about)
+    return points
 
 
 def _look(folder: Path, source: Source, wanted: Evaluation, count: int, world: World, workers: Workers) -> None:
@@ -125,6 +130,7 @@ def _known(output: Path, name: str, count: int, real: Reference | None) -> Point
 
 def _count(wanted: Evaluation) -> int:
     """Pictures of each set, after all that can be refused without networks is."""
+    networks.refuse_absent(wanted.judges)
     texts = prompts.read(wanted.prompts, wanted.column) if wanted.prompts else []
     if wanted.pictures is not None:
         held, what = len(pictures.of_folder(wanted.pictures)), f"--pictures {wanted.pictures}"

@@ -16,7 +16,7 @@ from bigdiff.config.scoring import OWN_CONFIG
 from bigdiff.evaluate.clip_score import cosines
 from bigdiff.models.clip import Clip, Named, load_clip
 from bigdiff.models.exact import choose
-from bigdiff.models.inception import Inception
+from bigdiff.models.inception import MEND, Inception
 
 INCEPTION: Final = "inception"  # features [N, 2048] of pictures
 CMMD: Final = "cmmd"  # embeddings [N, D] of unit norm of pictures
@@ -66,6 +66,18 @@ class Networks:
         return found
 
 
+def refuse_absent(judges: Judges) -> None:
+    """Raise a UsageError for the first weights that are not there, with where they are to be had."""
+    wanted = (
+        ("--inception", judges.inception, MEND),
+        ("--clip", judges.clip, _MEND),
+        ("--cmmd-clip", judges.cmmd_clip, _MEND),
+    )
+    for flag, source, mend in wanted:
+        if source and not source.startswith(OWN_CONFIG) and not Path(source).expanduser().is_file():
+            raise UsageError(f"{flag}: there is no weights file {source}; {mend}")
+
+
 @cache
 def loaded(judges: Judges) -> Networks:
     """The networks that `judges` names, on the GPU where there is one, once in a process.
@@ -73,6 +85,7 @@ def loaded(judges: Judges) -> Networks:
     Raises:
         UsageError: when weights are absent, unreadable, of another model, or fail their self-test.
     """
+    refuse_absent(judges)
     device = choose()
     inception = Inception(judges.inception, judges.resize, device) if judges.inception else None
     clip = _clip("--clip", judges.clip, judges.clip_model, device)
@@ -83,8 +96,6 @@ def loaded(judges: Judges) -> Networks:
 def _clip(flag: str, source: str, model: str, device: torch.device) -> Clip | None:
     if not source:
         return None
-    if not source.startswith(OWN_CONFIG) and not Path(source).expanduser().is_file():
-        raise UsageError(f"{flag}: there is no weights file {source}; {_MEND}")
     named = Named(who=flag, source=flag, model="--clip-model" if flag == "--clip" else "--cmmd-model")
     clip = load_clip(source, model, for_heads=False, device=device, named=named)
     clip.self_test()

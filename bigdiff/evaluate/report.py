@@ -26,11 +26,15 @@ _MEANS: Final = {
 
 
 def write(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> None:
-    """Write what `points`, in order, say; `about` is what they depend on, and goes into results.json with them."""
+    """Write what `points`, in order, say; `about` is what they depend on. results.json comes last: it is the end."""
+    show(wanted, points, about)
     rows = [asdict(point) for point in points]
-    means = {name: text for name, text in _MEANS.items() if any(row[name] is not None for row in rows)}
-    write_json(wanted.output / RESULTS, {**about, "means": means, "points": rows})
-    write_bytes(wanted.output / "README.md", _page(wanted, points, about, means).encode())
+    write_json(wanted.output / RESULTS, {**about, "means": _means(points), "points": rows})
+
+
+def show(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> None:
+    """Write the page and the curve of the points that there are so far."""
+    write_bytes(wanted.output / "README.md", _page(wanted, points, about).encode())
     drawn = [
         (point.guidance, point.clip_score, point.fid)
         for point in points
@@ -63,10 +67,16 @@ def _said(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
-def _page(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any], means: dict[str, str]) -> str:
+def _means(points: Sequence[Point]) -> dict[str, str]:
+    """What the numbers that were computed are."""
+    rows = [asdict(point) for point in points]
+    return {name: text for name, text in _MEANS.items() if any(row[name] is not None for row in rows)}
+
+
+def _page(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> str:
     judged = wanted.pipeline or wanted.pictures
     lines = [f"# Evaluation of {judged}", "", *table(points), ""]
-    lines += [f"- **{name}**: {text}" for name, text in means.items()]
+    lines += [f"- **{name}**: {text}" for name, text in _means(points).items()]
     if any(point.singular for point in points):
         lines += ["", "**FID is of no more pictures than features: far too high, and no number to compare.**"]
     lines += ["", "Files here:", "", f"- `{RESULTS}`: these numbers, what they were made of and by which versions"]

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch_fidelity
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -132,6 +133,35 @@ def test_the_numbers_are_those_of_the_pictures_that_were_drawn(done: Evaluation)
     np.testing.assert_allclose(scores["clip_score"], 2.5 * np.maximum(cosine, 0), atol=1e-5)
 
 
+def test_a_folder_has_the_numbers_of_torch_fidelity(place: Path, random_inception: Path, tmp_path: Path) -> None:
+    """Its whole program, on two folders: with its resize, and pictures as they are."""
+    drawn = draw(tmp_path / "drawn", COUNT)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(drawn),
+        input2=str(place / "real"),
+        fid=True,
+        prc=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(random_inception),
+        prc_neighborhood=3,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    wanted = Evaluation(
+        output=tmp_path / "out",
+        judges=Judges(inception=str(random_inception), resize="legacy"),
+        pictures=drawn,
+        real=str(place / "real"),
+        real_crop="none",
+        few_images=True,
+    )
+    (point,) = run(wanted)
+    assert point.fid == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert (point.precision, point.recall) == pytest.approx((theirs["precision"], theirs["recall"]))
+
+
 def test_points_stand_in_tensorboard_where_the_model_was(done: Evaluation) -> None:
     assert done.tensorboard is not None
     points = json.loads((done.output / "results.json").read_bytes())["points"]
@@ -159,6 +189,28 @@ def test_a_larger_evaluation_goes_on_where_the_smaller_ended(quick: Evaluation) 
     assert (first.images, second.images) == (BLOCK, MANY)
     assert block.stat().st_mtime_ns == made
     assert second.fid is None and second.cmmd != first.cmmd
+
+
+def test_results_are_there_when_all_of_them_are(quick: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe takes the file for the end of the task."""
+    shown: list[int] = []
+
+    def stop(_wanted: Evaluation, points: list[Point], _about: object) -> None:
+        shown.append(len(points))
+        assert not (quick.output / "results.json").exists()
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    swept = replace(quick, images=3, guidance=(1.0, 2.0, 3.0))
+    run(replace(swept, images=2))
+    assert (quick.output / "results.json").exists()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("bigdiff.evaluate.report.show", stop)
+        run(swept)
+    assert not (quick.output / "results.json").exists()
+    points = run(swept)
+    assert [point.guidance for point in points] == [1.0, 2.0, 3.0] and {point.images for point in points} == {3}
+    assert len(json.loads((quick.output / "results.json").read_bytes())["points"]) == 3
 
 
 RANKS = """

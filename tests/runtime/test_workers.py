@@ -86,3 +86,9 @@ def test_without_a_gpu_networks_run_in_this_process(monkeypatch: pytest.MonkeyPa
 
 def _identity(_: int) -> int:
     return os.getpid()
+
+
+def test_as_many_processes_as_are_wanted_work_with_networks() -> None:
+    ask = ["__import__('time').sleep(0.05) or __import__('os').getpid()"] * 12
+    with Workers(1).on_devices(2) as workers:
+        assert os.getpid() not in set(workers.each(eval, ask, "asking"))
