@@ -50,7 +50,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """Pictures that lie in `place`: below a folder, or in an image shard set (a folder, or an address)."""
+    """Pictures that lie in `place`: files below a folder, or the samples of an image shard set."""
 
     place: str
     crop: Crop = "none"  # center: the centre square of each
@@ -83,7 +83,12 @@ def opened(source: Source) -> Pictures:
     if isinstance(source, Drawn):
         return _Drawn(source)
     folder = Path(source.place)
-    if "://" in source.place or (folder / manifest.NAME).is_file():
+    if "://" in source.place:
+        raise UsageError(
+            f"{source.place} is an address: real pictures are read from this machine's disks; copy the set, or name "
+            f"what an earlier evaluation kept of it"
+        )
+    if (folder / manifest.NAME).is_file():
         return _Shards(source)
     return _Folder(source)
 

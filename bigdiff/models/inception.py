@@ -9,7 +9,9 @@ any size are made 299 x 299 in one of two ways, whose numbers must not be mixed 
 """
 
 import io
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +32,7 @@ from bigdiff.runtime.files import sha256
 VERSION: Final = 1  # of what is done to a picture before the network
 SIDE: Final = 299  # pixels
 WIDTH: Final = 2048  # features of a picture: the last pooling
+_THREADS: Final = min(8, os.cpu_count() or 1)
 PUBLISHED: Final = "6726825d"  # the file's sha256 begins so; pytorch-fid and torch-fidelity name the file by it
 MEND: Final = (
     "download pt_inception-2015-12-05-6726825d.pth from the releases of mseitzer/pytorch-fid on GitHub (those of "
@@ -64,7 +67,8 @@ class Inception:
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """What the network sees, fp32 [B, 3, 299, 299]: (value - 128) / 128."""
         way = clean if self._resize == "clean" else legacy
-        return torch.stack([(way(picture) - 128) / 128 for picture in pictures])
+        with ThreadPoolExecutor(_THREADS) as pool:  # 17 to 37 ms of a core for 512 px
+            return torch.stack([(values - 128) / 128 for values in pool.map(way, pictures)])
 
 
 def clean(picture: Image.Image) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -71,6 +72,20 @@ def test_a_shard_set_is_its_pictures_in_order(image_set: Callable[..., Path]) ->
     assert [(one.shape[1], one.shape[0]) for one in seen] == sizes
     np.testing.assert_array_equal(levels(found.some(4, 5))[0], seen[4])
     assert len(found.identity()) == 64
+
+
+def test_a_damaged_sample_and_an_address_are_refused(image_set: Callable[..., Path]) -> None:
+    place = image_set(2)
+    offset = pq.read_table(place / "00000.parquet")["jpg_offset"][1].as_py()
+    with (place / "00000.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(bytes(40))
+    found = opened(Stored(place=str(place)))
+    assert len(found.some(0, 1)) == 1
+    with pytest.raises(UsageError, match=r"00000\.tar: sample 1 cannot be judged \(.*\): rebuild the set"):
+        found.some(0, 2)
+    with pytest.raises(UsageError, match=r"s3://bucket/set is an address: .* copy the set"):
+        opened(Stored(place="s3://bucket/set"))
 
 
 def test_what_is_drawn_depends_on_the_position_alone(pipeline: Path, tmp_path: Path) -> None:
