@@ -4,8 +4,9 @@
     python tests/bench/step.py --quick                                      a small UNet, on any machine
 
 All are in one process and take turns: one engine of bigdiff, whose switches are thrown between its turns, and the
-script's networks beside it. Weights are random, latents are noise that bigdiff reads from its own set on disk. Each
-switch's gradients are first held against the plain network's. --quick checks all of this but the rates.
+script's networks beside it, 16 bytes a weight (leave it out of --variants for the largest batches). Weights are random,
+latents are noise that bigdiff reads from its own set on disk. Each switch's gradients are first held against the plain
+network's. --quick checks all of this but the rates.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from stepping import made, table
-from stepping.kernels import CLASSES, UPDATE, profiled
+from stepping.kernels import UPDATE, profiled
 from stepping.script import Script
 from torch.profiler import record_function
 
@@ -120,7 +121,7 @@ def named(work: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def trainers(
     options: argparse.Namespace, pixels: int, micro: int, world: World
-) -> Iterator[tuple[Ours, Script, dict[str, int]]]:
+) -> Iterator[tuple[Ours, Script | None, dict[str, int]]]:
     """Both, and the bytes that each keeps between steps."""
     networks, latents = options.folder / "networks", options.folder / f"latents-{pixels}px"
     base = [*made.settings(networks, latents, options.folder / f"runs-{pixels}-{micro}", micro)]
@@ -140,8 +141,10 @@ def trainers(
         ours = Ours(run, settings)
         ours.step()
         between = held(world)
-        script = Script(stage, ours.denoiser.text_encoder, world.device, run.engine.half)
-        script.step()
+        script = None
+        if SCRIPT in options.variants:
+            script = Script(stage, ours.denoiser.text_encoder, world.device, run.engine.half)
+            script.step()
         yield ours, script, {SCRIPT: held(world) - between, "bigdiff": between - began}
 
 
@@ -186,15 +189,18 @@ def compare(options: argparse.Namespace, pixels: int, micro: int, world: World) 
     }
 
 
-def turn(name: str, ours: Ours, script: Script, steps: int) -> None:
+def turn(name: str, ours: Ours, script: Script | None, steps: int) -> None:
     for _ in range(steps):
         if name == SCRIPT:
+            assert script is not None
             script.step()
         else:
             ours.step()
 
 
-def measured(row: Row, name: str, ours: Ours, script: Script, steps: int, micro: int, keep: dict[str, int]) -> None:
+def measured(
+    row: Row, name: str, ours: Ours, script: Script | None, steps: int, micro: int, keep: dict[str, int]
+) -> None:
     """One turn: a step that nobody looks at, then `steps` with the clock running."""
     world = ours.run.world
     if name != SCRIPT:
@@ -212,7 +218,7 @@ def measured(row: Row, name: str, ours: Ours, script: Script, steps: int, micro:
         row.peak = max(row.peak or 0, torch.cuda.max_memory_allocated() - others)
 
 
-def looked_into(row: Row, name: str, ours: Ours, script: Script, micro: int) -> None:
+def looked_into(row: Row, name: str, ours: Ours, script: Script | None, micro: int) -> None:
     """Kernel times and synchronisations of a step."""
     device = ours.run.world.device
     if name != SCRIPT:
@@ -262,28 +268,10 @@ def tried(options: argparse.Namespace, pixels: int, micro: int, world: World) ->
     return {"pixels": pixels, "micro": micro, "flops": 0, "weights": 0, "rows": {}, "ended": ended}
 
 
-def complete(result: dict[str, Any]) -> list[str]:
-    """What a result lacks, whatever its rates are."""
-    lacking = []
-    for run in result["runs"]:
-        lacking += [f"{run['pixels']} px {run['micro']}: {run['ended']}"] if run["ended"] else []
-        for name, row in run["rows"].items():
-            busy = sum(taken for kind, taken in row["kernels"].items() if kind != "idle")
-            wrong = {
-                row["agrees"]: bool(row["agrees"]),
-                "no rate": not row["rates"] or min(row["rates"]) <= 0,
-                "other classes of kernels": set(row["kernels"]) != set(CLASSES),
-                "no kernel of some class": not all(row["kernels"][kind] > 0 for kind in CLASSES[:-1]),
-                "no kernels": busy <= 0 or not row["largest"],
-            }
-            lacking += [f"{run['pixels']} px {run['micro']} {name}: {what}" for what, is_so in wrong.items() if is_so]
-    return lacking
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, nargs="+", choices=(256, 512), default=[256, 512])
-    parser.add_argument("--micro", type=int, nargs="+", default=[16, 32, 64], help="images a step, one pass each")
+    parser.add_argument("--micro", type=int, nargs="+", default=[16, 32, 64], help="images a step, of one pass")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=5, help="turns of each, of which the median counts")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn")
@@ -331,7 +319,7 @@ def main() -> int:
         options.results.mkdir(exist_ok=True)
         (options.results / f"{today}-step.txt").write_text(text)
         (options.results / f"{today}-step.json").write_text(json.dumps(result, indent=1) + "\n")
-    lacking = complete(result)
+    lacking = table.lacks(result)
     print("\n".join(lacking) if lacking else "complete: all variants took their turns and agree in every gradient")
     return 1 if lacking else 0
 

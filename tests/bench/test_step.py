@@ -13,11 +13,13 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[Any]:
+def stepping() -> Iterator[Any]:
     sys.path.insert(0, str(FOLDER))
-    from stepping import kernels
+    import stepping
+    from stepping import kernels, table
 
-    yield kernels
+    assert kernels and table
+    yield stepping
     sys.path.remove(str(FOLDER))
 
 
@@ -38,6 +40,19 @@ def test_all_variants_take_turns_and_agree(tmp_path: Path) -> None:
     assert text.read_text() in done.stdout
     told = [line for line in text.read_text().splitlines() if "torch has no such kernel" in line]
     assert len(told) == 1 and told[0].startswith("cudnn: ")
+
+
+def test_a_result_that_lacks_something_is_told(stepping: Any) -> None:
+    kernels, table = stepping.kernels, stepping.table
+    times = dict.fromkeys(kernels.CLASSES, 0.1)
+    row = {"rates": [1.0], "agrees": "", "said": [], "kernels": times, "largest": [("norm", "kernel", 0.1)]}
+    run = {"pixels": 64, "micro": 2, "ended": "", "rows": {"off": row}}
+    assert table.lacks({"runs": [run]}) == []
+    faults = {"agrees": "a gradient is wrong", "rates": [], "largest": [], "kernels": times | {"norm": 0.0}}
+    for key, value in faults.items():
+        (told,) = table.lacks({"runs": [{**run, "rows": {"off": {**row, key: value}}}]})
+        assert told.startswith("64 px, 2, off: ")
+    assert table.lacks({"runs": [{**run, "rows": {}, "ended": "out of memory"}]}) == ["64 px, 2: out of memory"]
 
 
 # names of the kind that profiles on Hopper GPUs have; none was read from one for this test
@@ -63,5 +78,5 @@ def test_all_variants_take_turns_and_agree(tmp_path: Path) -> None:
         ("optimizer", "void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", ["aten::x", "optimizer"]),
     ],
 )
-def test_a_kernel_has_the_class_of_what_called_it(kernels: Any, kind: str, kernel: str, callers: list[str]) -> None:
-    assert kernels.classified(kernel, callers) == kind
+def test_a_kernel_has_the_class_of_what_called_it(stepping: Any, kind: str, kernel: str, callers: list[str]) -> None:
+    assert stepping.kernels.classified(kernel, callers) == kind

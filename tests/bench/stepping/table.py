@@ -33,6 +33,23 @@ def lines(result: dict[str, Any], script: str) -> list[str]:
     return told
 
 
+def lacks(result: dict[str, Any]) -> list[str]:
+    """What a result has not, or what is wrong in it, whatever its rates are."""
+    found = []
+    for run in result["runs"]:
+        place = f"{run['pixels']} px, {run['micro']}"
+        found += [f"{place}: {run['ended']}"] if run["ended"] else []
+        for name, row in run["rows"].items():
+            wrong = {
+                row["agrees"]: bool(row["agrees"]),
+                "no rate": not row["rates"] or min(row["rates"]) <= 0,
+                "no time in some class of kernels": not all(row["kernels"].get(kind, 0) > 0 for kind in CLASSES[:-1]),
+                "no single kernels": not row["largest"],
+            }
+            found += [f"{place}, {name}: {what}" for what, is_so in wrong.items() if is_so]
+    return found
+
+
 def _cells(row: dict[str, Any], base: float | None, flops: int, peak: float | None, ceiling: float) -> list[str]:
     rate = statistics.median(row["rates"])
     return [
