@@ -85,8 +85,9 @@ def _all(wanted: Evaluation, world: World, workers: Workers, say: Callable[[str]
             found = point.judge(folder / "blocks", tuple(fingerprint), real, world, begun)
             if world.first:
                 _keep(folder, source, found, real)
-                report.board(wanted, found)
                 report.show(wanted, _points(wanted.output, count, real), about)
+        if world.first:
+            _to_board(folder / RESULT, wanted)
     if not world.first:
         return []
     points = _points(wanted.output, count, real)
@@ -110,6 +111,14 @@ def _keep(folder: Path, source: Source, found: Point, real: Reference | None) ->
         texts = pictures.opened(source).captions(0, found.images)
         point.write_scores(folder / "scores.parquet", folder / "blocks", found.images, texts)
     write_json(folder / RESULT, {"point": asdict(found), "real": real.about if real else None})
+
+
+def _to_board(file: Path, wanted: Evaluation) -> None:
+    """Put a point into TensorBoard, unless it is there already."""
+    held, place = json.loads(file.read_bytes()), [str(wanted.tensorboard), wanted.samples_seen]
+    if wanted.tensorboard is not None and held.get("board") != place:
+        report.board(wanted, Point(**held["point"]))
+        write_json(file, {**held, "board": place})
 
 
 def _points(output: Path, count: int, real: Reference | None) -> list[Point]:
@@ -227,13 +236,22 @@ def _claim(wanted: Evaluation, source: Source, fingerprint: dict[str, str]) -> d
         write_json(file, made_of)
         return made_of
     earlier = json.loads(file.read_bytes())
-    for name in made_of.keys() | earlier.keys():
-        if made_of.get(name) != earlier.get(name):
+    mine, theirs = _flat(made_of), _flat(earlier)
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
             raise UsageError(
-                f"--output {wanted.output} holds an evaluation with other {name} ({earlier.get(name)}; here "
-                f"{made_of.get(name)}): choose another folder, or delete it"
+                f"--output {wanted.output} holds an evaluation with another {name} ({theirs.get(name, 'none')}; here "
+                f"{mine.get(name, 'none')}): choose another folder, or delete it"
             )
     return made_of
+
+
+def _flat(made_of: dict[str, Any]) -> dict[str, Any]:
+    """Its values by names such as "drawing.seed"."""
+    found: dict[str, Any] = {}
+    for name, value in made_of.items():
+        found |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _doubts(fingerprint: dict[str, str]) -> list[str]:

@@ -172,6 +172,13 @@ def test_points_stand_in_tensorboard_where_the_model_was(done: Evaluation) -> No
         (event,) = board.Scalars("eval/fid")
         assert event.step == 640 and event.value == pytest.approx(point["fid"], rel=1e-6)
         assert board.Scalars("eval/clip_score")[0].value == pytest.approx(point["clip_score"], rel=1e-6)
+    events = sorted(done.tensorboard.rglob("events*"))
+    run(done)
+    assert sorted(done.tensorboard.rglob("events*")) == events
+    run(replace(done, samples_seen=1280))  # asked for later, without a new judgement
+    board = EventAccumulator(str(done.tensorboard / "guidance-5"))
+    board.Reload()
+    assert {event.step for event in board.Scalars("eval/fid")} == {640, 1280}
 
 
 def test_a_second_start_does_nothing_and_another_guidance_is_added(done: Evaluation) -> None:

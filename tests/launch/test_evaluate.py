@@ -160,9 +160,12 @@ def test_an_output_of_something_else_is_refused(
 ) -> None:
     asked = [*words(place, pipeline, tiny_clip), "--images", 2]
     assert call(*asked) == 0
-    for changed, what in ((("--seed", 1), "drawing"), (("--clip-prefix", "A photo depicts "), "networks")):
+    for changed, what in (
+        (("--seed", 1), "drawing.seed (0; here 1)"),
+        (("--clip-prefix", "A photo depicts "), "networks.clip_cosine (clip 1"),
+    ):
         assert call(*asked, *changed) == 2
-        assert f"holds an evaluation with other {what}" in capsys.readouterr().err
+        assert f"holds an evaluation with another {what}" in capsys.readouterr().err
     (place / "full").mkdir()
     (place / "full" / "letter.txt").write_text("dear")
     assert call(*asked, "--output", place / "full") == 2
