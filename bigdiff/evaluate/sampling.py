@@ -69,7 +69,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     try:
         beside = {"safety_checker": None} if kind is StableDiffusionPipeline else {}
         pipeline: Pipeline = kind.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **beside
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **beside
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from multiprocessing import current_process, get_context
+from multiprocessing import active_children, current_process, get_context
 from typing import Final, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -58,8 +58,14 @@ class Workers:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is None:
+            return
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=True)  # tasks under way end first
+        except KeyboardInterrupt:  # a second one: they are lost, as in a kill; without this the process would never end
+            for process in active_children():
+                process.kill()
+            raise
 
     @property
     def machines(self) -> int:

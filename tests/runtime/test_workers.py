@@ -1,5 +1,6 @@
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,23 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     workers = [int(path.name) for path in started.iterdir()]
     parent.kill()
     parent.wait()
+    _until(lambda: not any(_runs(process) for process in workers))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_second_ctrl_c_ends_what_the_first_waits_for(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "tests_sleep.py").write_text(CHILD)
+    started = tmp_path / "started"
+    started.mkdir()
+    parent = subprocess.Popen([sys.executable, "parent.py", str(started)], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    _until(lambda: len(list(started.iterdir())) == 2)
+    workers = [int(path.name) for path in started.iterdir()]
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert parent.poll() is None  # it waits for a minute's sleep
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=20) != 0
     _until(lambda: not any(_runs(process) for process in workers))
 
 
