@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import os
 import socket
 from collections.abc import Callable
@@ -78,9 +77,9 @@ class World:
 
         `loss` is a scalar, this process's mean; the processes' shares of a step are equal.
         """
-        mine = loss.item()
-        known = [float(stop), float(failed), float(not math.isfinite(mine)), mine]
-        words = torch.tensor(known, dtype=torch.float64, device=self.device)
+        mine = loss.detach().to(self.device, torch.float64)
+        told = [torch.full_like(mine, float(one)) for one in (stop, failed)]  # filled there: nothing waits for the host
+        words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine))
         dist.all_reduce(words)
         stops, failures, broken, total = words.tolist()
         return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)

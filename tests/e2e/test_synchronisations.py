@@ -18,8 +18,6 @@ KNOWN = {
     "tensor in mask_nan_or_inf_with_val_inplace": 1,  # its -1 for a norm that is not
     "__float__ in step of optim.py": 1,  # Guarded asks for the norm; all is computed by then
     # the ranks' losses and flags: waits for the update
-    "item in agree": 1,
-    "tensor in agree": 1,
     "tolist in agree": 1,
     "numpy in by_numpy": 99,  # draws of positions that are on the CPU; on a device torch makes them there
 }

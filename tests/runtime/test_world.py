@@ -75,9 +75,10 @@ from bigdiff.runtime import world
 rank = int(os.environ["RANK"])
 os.environ["SLURMD_NODENAME"] = f"n{rank // 2 + 1}"
 told = []
-for broken in ([], [3], [0, 1, 2, 3]):  # without a GPU here, processes are said to have one
+for port, broken in zip(sys.argv[1:], ([], [3], [0, 1, 2, 3]), strict=True):
+    # without a GPU here, processes are said to have one
     world._device = lambda local_rank, gpu: (torch.device("cpu"), "no CUDA device is seen" if rank in broken else "")
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    os.environ["MASTER_PORT"] = port
     try:
         world.enter(60, gpu=True).barrier()
         world.leave()
@@ -89,10 +90,11 @@ print(json.dumps(told))
 
 
 def test_a_node_without_its_gpus_is_known_to_all_before_the_group_is_made(
-    run_ranks: Callable[..., list[str]],
+    run_ranks: Callable[..., list[str]], free_port: Callable[[], int]
 ) -> None:
-    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(LACKING, 4)]
-    assert all(one == told[0] for one in told)
+    ports = [str(free_port()) for _ in range(3)]
+    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(LACKING, 4, *ports)]
+    assert told == [told[0]] * 4
     assert told[0][:2] == ["met", "NodeError: node n2: no CUDA device is seen"]
     assert told[0][2].startswith("UsageError: no CUDA device is seen on node n1, nor a working one on any other: ")
 
