@@ -40,12 +40,14 @@ def main() -> None:
                 print(summary(node.work, cluster, parameters(node.work)), end="\n\n")
             print(script)
         return
-    from bigdiff.plan import room
-    from bigdiff.plan.parameters import parameters
-
+    jobs = chain.check(wanted, cluster)
     stages = [node.work for node in wanted.nodes if isinstance(node.work, Stage) and not chain.is_done(node)]
-    room.check(stages, {one.name: sum(parameters(one).values()) for one in stages})
-    for line in chain.submitted(wanted, cluster):
+    if stages:
+        from bigdiff.plan import room
+        from bigdiff.plan.parameters import parameters
+
+        room.check(stages, {one.name: sum(parameters(one).values()) for one in stages})
+    for line in chain.submitted(wanted, cluster, jobs):
         print(line)
     if arguments.follow:
         until_done(wanted, print)

@@ -1,6 +1,6 @@
 """A graph of stages and tasks to jobs on SLURM, each waiting for the success of those before it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,21 +78,18 @@ def scripts(chain: Chain, cluster: Cluster) -> Iterator[tuple[Node, str]]:
         yield node, submit.script(chain.job(node, cluster), cluster)
 
 
-def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
-    """Submit what is not done, each job after the success of those that it waits for; a line for each.
+def submitted(chain: Chain, cluster: Cluster, jobs: Mapping[str, Job]) -> Iterator[str]:
+    """Submit those `jobs` of `check` that are not done, each after the success of those it waits for; a line for each.
 
     A job that still waits or runs is left alone, and what comes after waits for it.
 
     Raises:
-        UsageError: before anything is submitted, when a stage's data, or a run outside of the chain that it starts
-            from, is not there, or SLURM would not take a job.
         UsageError, RunError: as submit.slurm; what was submitted before stays submitted.
     """
-    jobs: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     new: set[str] = set()
-    asked = check(chain, cluster)
     for node in chain.nodes:
-        job = asked[node.name]
+        job = jobs[node.name]
         if is_done(node):
             yield f"{node.name} is finished: {_stand(node)}"
             continue
@@ -100,15 +97,15 @@ def submitted(chain: Chain, cluster: Cluster) -> Iterator[str]:
         if number and state == "pending" and new & set(node.after):
             scancel([number])  # it waits for a job that is gone, and SLURM would end it for that
         elif number:
-            jobs[node.name] = number
+            numbers[node.name] = number
             anew = f"`scancel {number}` first to submit it anew"
             yield f"{node.name} is job {number} already, {state}, {_stand(node)}: {anew}"
             continue
-        after = [jobs[name] for name in node.after if name in jobs]
-        jobs[node.name] = submit.slurm(job, cluster, after)
+        after = [numbers[name] for name in node.after if name in numbers]
+        numbers[node.name] = submit.slurm(job, cluster, after)
         new.add(node.name)
         waits = f", after job {' and '.join(after)}" if after else ""
-        yield f"{node.name} submitted as job {jobs[node.name]}, {_stand(node)}{waits}; logs in {job.folder / 'logs'}"
+        yield f"{node.name} submitted as job {numbers[node.name]}, {_stand(node)}{waits}; logs in {job.folder / 'logs'}"
     for node in chain.due():  # the stage's own job may have submitted it, or not have been able to
         assert isinstance(node.work, Task)
         yield beside.submitted(node.work, chain.folder(node), cluster)
@@ -118,7 +115,8 @@ def check(chain: Chain, cluster: Cluster) -> dict[str, Job]:
     """The jobs of a chain by their nodes' names, once it is known that each can begin and that SLURM would take it.
 
     Raises:
-        UsageError: naming what is missing, or in SLURM's words.
+        UsageError: naming a stage's data, or a run outside of the chain that it starts from, where it is not there; or
+            in SLURM's words.
     """
     names = {node.name for node in chain.nodes}
     made = frozenset(place(node.work.makes) for node in chain.nodes if isinstance(node.work, Task))

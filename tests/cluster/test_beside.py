@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigdiff.cluster.beside import submitted
-from bigdiff.cluster.chain import Chain
+from bigdiff.cluster.chain import Chain, check
 from bigdiff.cluster.chain import submitted as all_submitted
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.graph import beside, chain
@@ -39,7 +39,7 @@ def test_a_stage_has_its_checkpoints_judged_while_it_trains(
     judge = Task(name="judge", run=("-c", WRITES, made), makes=made, after=("toy",), every=200)
     recipe = Recipe(name="r", stages=("toy",), tasks=[judge])
     wanted = Chain(recipe="r", nodes=chain([stage]), runs=stage.runs, beside=beside(recipe, [stage], "test"))
-    (line,) = all_submitted(wanted, cluster)
+    (line,) = all_submitted(wanted, cluster, check(wanted, cluster))
     number = line.partition("as job ")[2].partition(",")[0]
     until(lambda: (tmp_path / "made-400").exists())
     log = next((tmp_path / "toy" / "logs").glob(f"*/{number}_0_log.out")).read_text()
@@ -51,7 +51,7 @@ def test_a_stage_has_its_checkpoints_judged_while_it_trains(
     until(lambda: not slurm.run("squeue", "-h"))
     # the same command again does what is left
     (tmp_path / "made-200").unlink()
-    lines = list(all_submitted(wanted, cluster))
+    lines = list(all_submitted(wanted, cluster, check(wanted, cluster)))
     assert lines[0].startswith("toy is finished") and lines[1].startswith("judge-200 submitted as job ")
     assert lines[2] == f"judge-400 is finished: {tmp_path}/made-400 is there"
     until(lambda: (tmp_path / "made-200").exists())

@@ -1,7 +1,7 @@
 """Graphs of jobs: a script in sbatch's place for what is submitted, a real SLURM for what is not."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ TESTED = 'case "$*" in *--test-only*) exit 0 ;; esac; '
 
 def of(*stages: Stage) -> Chain:
     return Chain(recipe="", nodes=chain(stages), runs=stages[0].runs)
+
+
+def submit(wanted: Chain, cluster: Cluster) -> Iterator[str]:
+    return submitted(wanted, cluster, check(wanted, cluster))
 
 
 def flags(script: str) -> dict[str, str]:
@@ -51,7 +55,7 @@ def test_a_chain_hands_over_by_job_id_and_skips_what_is_finished(
     done = runs / "256px" / "checkpoints" / "step-00237000"
     done.mkdir(parents=True)
     (done / "index.json").write_text("{}")
-    lines = list(submitted(of(*stages), CARD))
+    lines = list(submit(of(*stages), CARD))
     assert len((tmp_path / "asked").read_text().splitlines()) == 1, "a partition is the same for all jobs"
     assert lines[0].startswith("256px is finished")
     assert lines[1].startswith("512px submitted as job 100, at step 0 of 194,000; logs")
@@ -66,10 +70,10 @@ def test_a_chain_whose_data_is_not_there_submits_nothing(put_sbatch: Callable[[s
     put_sbatch(f'{TESTED}cp "$1" {tmp_path}/got; echo "job 1"')
     near, far = f"data.latents={tmp_path}/none", "data.latents=s3://bucket/set"
     with pytest.raises(UsageError, match=r"none has no manifest\.json: it is not a finished shard set"):
-        list(submitted(of(load_stage("256px", [f"runs={tmp_path}", near])), CARD))
+        list(submit(of(load_stage("256px", [f"runs={tmp_path}", near])), CARD))
     assert not (tmp_path / "got").exists()
     remote = load_stage("256px", [f"runs={tmp_path}", far, "data.cache=/scratch", "data.cache_gb=1"])
-    assert "submitted as job 1" in next(submitted(of(remote), CARD))
+    assert "submitted as job 1" in next(submit(of(remote), CARD))
 
 
 def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
@@ -79,12 +83,12 @@ def test_a_chain_that_starts_from_a_run_which_is_not_there_submits_nothing(
     given = [f"runs={tmp_path / 'runs'}", *OTHER]
     stages = [load_stage(name, given) for name in ("512px", "512px-aesthetics")]
     with pytest.raises(UsageError, match=r"init_from=256px: .* has no checkpoint; train that stage first"):
-        list(submitted(of(*stages), CARD))
+        list(submit(of(*stages), CARD))
     assert not (tmp_path / "got").exists()
     begun = tmp_path / "runs" / "512px" / "checkpoints" / "step-00005000"
     begun.mkdir(parents=True)
     (begun / "index.json").write_text("{}")
-    assert [line.split()[0] for line in submitted(of(*stages), CARD)] == ["512px", "512px-aesthetics"]
+    assert [line.split()[0] for line in submit(of(*stages), CARD)] == ["512px", "512px-aesthetics"]
 
 
 def test_branches_of_a_graph_wait_for_the_stage_they_start_from(tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def test_tasks_and_stages_are_one_graph_of_jobs(slurm: Slurm, toy: Path, tmp_pat
     assert [is_done(node) for node in wanted.nodes] == [False, True, False, False]
     slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
-        lines = list(submitted(wanted, CPUS))
+        lines = list(submit(wanted, CPUS))
         jobs = dict(re.findall(r"^(\S+) submitted as job (\d+)", "\n".join(lines), re.MULTILINE))
         assert list(jobs) == ["set", "toy", "judge"] and lines[1] == f"there is finished: {tmp_path}/there is there"
         waits = {name: slurm.run("squeue", "-h", "-j", job, "-o", "%E").strip() for name, job in jobs.items()}
@@ -119,10 +123,10 @@ def test_tasks_and_stages_are_one_graph_of_jobs(slurm: Slurm, toy: Path, tmp_pat
             "toy": f"afterok:{jobs['set']}(unfulfilled)",
             "judge": f"afterok:{jobs['toy']}(unfulfilled)",
         }
-        again = list(submitted(wanted, CPUS))
+        again = list(submit(wanted, CPUS))
         assert [line.split()[3] for line in again if "already, pending" in line] == list(jobs.values())
         slurm.run("scancel", jobs["toy"])
-        anew = [line for line in submitted(wanted, CPUS) if "submitted" in line]
+        anew = [line for line in submit(wanted, CPUS) if "submitted" in line]
         assert [line.split()[0] for line in anew] == ["toy", "judge"]
     finally:
         slurm.run("scancel", "--state=PENDING")
@@ -155,7 +159,7 @@ def test_a_chain_of_which_a_part_cannot_run_submits_nothing(
     good = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "name=good", "batch.micro=1"])
     bad = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", "batch.micro=1", *settings])
     with pytest.raises(UsageError, match=sentence):
-        list(submitted(of(good, bad), replace(CPUS, **change)))
+        list(submit(of(good, bad), replace(CPUS, **change)))
     assert slurm.run("squeue", "-h") == "" and not (tmp_path / "good").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bigdiff.cluster import status
-from bigdiff.cluster.chain import Chain, submitted
+from bigdiff.cluster.chain import Chain, check, submitted
 from bigdiff.cluster.crash import Crash
 from bigdiff.cluster.starts import Start
 from bigdiff.cluster.status import Found, Queued
@@ -102,15 +102,16 @@ def test_the_same_command_again_leaves_a_job_that_waits_alone(slurm: Any, toy: P
     cluster = Cluster(name="test", nodes=2, processes_per_node=1, gpus_per_node=0, cpus_per_process=1)
     slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
-        (first,) = submitted(of(one), cluster)
+        (first,) = submitted(of(one), cluster, check(of(one), cluster))
         job = re.findall(r"submitted as job (\d+), at step 0 of 20", first)[0]
         assert status.waiting(tmp_path / "one") == (job, "pending")
-        again, next_one = submitted(of(one, replace(two, init_from="one")), cluster)
+        both = of(one, replace(two, init_from="one"))
+        again, next_one = submitted(both, cluster, check(both, cluster))
         assert again == f"one is job {job} already, pending, at step 0 of 20: `scancel {job}` first to submit it anew"
         assert f"at step 0 of 20, after job {job};" in next_one
         assert len(slurm.run("squeue", "-h").splitlines()) == 2
         slurm.run("scancel", job)
-        (anew,) = submitted(of(one), cluster)
+        (anew,) = submitted(of(one), cluster, check(of(one), cluster))
         assert "submitted as job" in anew and f"job {job} " not in anew
     finally:
         slurm.run("scancel", "--state=PENDING")

@@ -175,6 +175,20 @@ def test_without_slurm_submitting_says_what_to_do(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: sbatch not found")
 
 
+def test_checkpoints_that_no_disk_has_room_for_are_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    for name, body in {"sbatch": 'echo "$*" >> "$0.asked"', "sinfo": "", "squeue": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o700)
+    huge = ["checkpoint.every=1", "checkpoint.keep=1000000"]  # petabytes
+    far = ["data.latents=s3://bucket/set", "data.cache=/scratch", "data.cache_gb=1"]
+    given = ["launch/slurm.py", "--stage", "256px", f"runs={tmp_path / 'runs'}", *huge, *far]
+    done = call(*given, path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "the checkpoints of 256px need" in done.stderr and "lower checkpoint.keep" in done.stderr
+    assert (tmp_path / "sbatch.asked").read_text().count("\n") == 1, "whether SLURM would take it, no more"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
     done = tmp_path / "512px" / "checkpoints" / "step-00194000"
     done.mkdir(parents=True)
