@@ -26,11 +26,15 @@ def stuck(self, held, row, position, picks):
 LatentReader.fill = stuck
 """
 FAULT = """
-import os, signal
+import os, signal, time
+from bigdiff.checkpoint import layout
 from bigdiff.train import loop
 step = loop.optimizer_step
 def fault(run, batches):
     if run.state.step == 9 and os.environ["RANK"] == "{rank}":
+        end = time.monotonic() + 8  # below the time-out; writing behind may still be at step 8, and would end with us
+        while layout.step_of(layout.latest(run.folder)) < 8 and time.monotonic() < end:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.{number})
     return step(run, batches)
 loop.optimizer_step = fault
