@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,13 @@ from bigdiff.cluster.crash import endured
 from bigdiff.cluster.earlier import forget_earlier
 from bigdiff.cluster.ready import reached
 from bigdiff.cluster.rendezvous import export, find, first_address
+from bigdiff.cluster.task import QUEUED
 from bigdiff.cluster.watcher import Beside, watching
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import LastingError, RunError
+from bigdiff.config.load import dump, restore
+from bigdiff.config.recipe import Task
+from bigdiff.config.rules import check
 from bigdiff.config.schema import Stage
 
 REQUEUE_SECONDS = 600  # how long the other ranks wait for rank 0 to requeue the job
@@ -55,12 +59,19 @@ class TrainJob:
     beside: Beside | None = None  # what is submitted while it trains
     port: int = 0  # where a local job's processes meet; a SLURM job computes its own
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A job waits for weeks, and starts again with the code of that day. By themselves these classes are pickled as
+        # lists of values, which one setting more in the newer code would shift, in silence.
+        beside = (self.beside.recipe, *map(dump, self.beside.tasks)) if self.beside else ()
+        return queued, (dump(self.stage), dump(self.cluster), beside, self.port)
+
     def __call__(self) -> Ended:
         """Train until the stage is done or a stop was agreed on; in the second case a SLURM job is requeued."""
         resubmit = signal.getsignal(signal.SIGUSR2)  # submitit's handler, before training installs its own
         place = find(os.environ, self.port, first_address)
         export(place)
         local = os.environ["SUBMITIT_EXECUTOR"] == "local"
+        keeps = not local and place.rank == 0  # the record of the job on SLURM
         if local:
             leave_when_told()
         forget_earlier()
@@ -68,9 +79,9 @@ class TrainJob:
         with ExitStack() as around:
             if local and place.rank == 0:
                 around.enter_context(alone(run))
-            if not local and place.rank == 0:
+            if keeps:
                 starts.begin(run / "logs", self._folder().name, reached(self.stage))
-            if self.beside and not local and place.rank == 0:
+            if self.beside and keeps:
                 around.enter_context(watching(run, self.beside, _say))
             # ten seconds of imports that a login node must not pay
             from bigdiff.train.preflight import Check
@@ -78,7 +89,7 @@ class TrainJob:
 
             gpu, limits = self.cluster.gpus_per_node > 0, self.cluster.preflight
             outcome = train_stage(self.stage, Check(gpu=gpu, limits=limits, endured=() if local else self._endured()))
-            if not local and place.rank == 0:
+            if keeps:
                 stopped = f"told to stop ({outcome.why}), saved at step {outcome.step}"
                 starts.end(run / "logs", "finished" if outcome.finished else stopped)
             if not outcome.finished and not local:
@@ -94,6 +105,18 @@ class TrainJob:
     def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
         """What submitit runs after a requeue: the same job, which goes on from its last checkpoint."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+def queued(stage: str, cluster: str, beside: Sequence[str], port: int) -> TrainJob:
+    """The job whose settings these are by their names, as YAML.
+
+    Raises:
+        UsageError: for settings that this version does not have, or takes for unusable.
+    """
+    of = restore(Cluster, cluster, QUEUED)
+    tasks = tuple(restore(Task, text, QUEUED) for text in beside[1:])
+    what = Beside(recipe=beside[0], tasks=tasks, cluster=of) if beside else None
+    return TrainJob(stage=check(restore(Stage, stage, QUEUED)), cluster=of, beside=what, port=port)
 
 
 def _say(line: str) -> None:

@@ -13,11 +13,12 @@ import submitit
 
 from bigdiff.cluster.earlier import forget_earlier
 from bigdiff.config.errors import LastingError, RunError, UsageError
-from bigdiff.config.load import CONFIGS
+from bigdiff.config.load import CONFIGS, dump, restore
 from bigdiff.config.recipe import Task
 from bigdiff.data import manifest
 
 ROOT: Final = CONFIGS.parent
+QUEUED: Final = "the job was submitted by another version of this program; cancel it, and submit it anew to go on"
 _INPUT: Final = 2  # exit status of a door for unusable input
 _LAST: Final = 2000  # bytes of standard error that hold its last sentence
 
@@ -27,6 +28,9 @@ class TaskJob:
     """A task as a callable that submitit pickles and runs; its command continues when it is started again."""
 
     task: Task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return queued, (dump(self.task),)  # by name, as a TrainJob
 
     def __call__(self) -> None:
         """Run the command to its end, with its output in the job's log.
@@ -47,6 +51,15 @@ class TaskJob:
     def checkpoint(self) -> Any:  # noqa: ANN401 (submitit is untyped here)
         """What submitit runs after a time-out or a preemption: the same."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+def queued(task: str) -> TaskJob:
+    """The job whose task this is, as YAML.
+
+    Raises:
+        UsageError: for a setting that this version does not have.
+    """
+    return TaskJob(task=restore(Task, task, QUEUED))
 
 
 def done(task: Task) -> bool:

@@ -36,12 +36,24 @@ def load(schema: type[T], files: Sequence[Path], overrides: Sequence[str] = ()) 
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UsageError(f"argument {override!r}: {_first_line(error)}") from error
         merged = _merge(merged, layer, f"argument {override!r}")
-    source = ", ".join(str(file) for file in files) or schema.__name__
+    return cast(T, _object(merged, ", ".join(str(file) for file in files) or schema.__name__))
+
+
+def restore(schema: type[T], text: str, source: str) -> T:
+    """What `dump` gave `text` for, maybe another version's: a key that was not there then has its default.
+
+    Raises:
+        UsageError: naming `source`, as `load`.
+    """
+    return cast(T, _object(_merge(OmegaConf.structured(schema), OmegaConf.create(text), source), source))
+
+
+def _object(merged: Any, source: str) -> Any:  # noqa: ANN401 (OmegaConf's node types)
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UsageError(f"{source}: no value for {missing[0]}; set it in the file or as {missing[0]}=...")
-        return cast(T, OmegaConf.to_object(merged))
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # a ${...} that names nothing
         raise UsageError(f"{source}: {_first_line(error)}") from error
 

@@ -4,20 +4,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import submitit
+import yaml
 from submitit.core.job_environment import SignalHandler
 
+from bigdiff.cluster import task
 from bigdiff.cluster.follow import follow
-from bigdiff.cluster.job import TrainJob, alone, requeue
+from bigdiff.cluster.job import TrainJob, alone, queued, requeue
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import local
+from bigdiff.cluster.watcher import Beside
 from bigdiff.config.errors import LastingError, RunError, UsageError
-from bigdiff.config.load import load_cluster, load_stage
+from bigdiff.config.load import dump, load_cluster, load_stage
+from bigdiff.config.recipe import Task
+from bigdiff.config.schema import Optim
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCAL = load_cluster("local")
+JUDGED = Beside(recipe="r", tasks=(Task(name="judge", run=("x.py", "1e5"), makes="{step}", every=20),), cluster=LOCAL)
 
 # A task as submitit starts it on SLURM: the real handler, the real pickle, a `scontrol` that notes what it is told.
 TASK = """
@@ -117,10 +125,27 @@ def test_the_last_time_out_ends_the_job_for_good(
         requeue(handler.checkpoint_and_try_requeue, 0)
 
 
-def test_a_job_survives_pickling_and_its_checkpoint_is_itself() -> None:
-    job = TrainJob(stage=load_stage("512px-cfg"), cluster=load_cluster("local"), port=20005)
+@pytest.mark.parametrize("beside", [None, JUDGED])
+def test_a_job_survives_pickling_and_its_checkpoint_is_itself(beside: Beside | None) -> None:
+    job = TrainJob(stage=load_stage("512px-cfg"), cluster=LOCAL, port=20005, beside=beside)
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
+
+
+def test_a_job_of_another_version_keeps_its_settings_or_is_refused() -> None:
+    """Settings by name: one that came since has its default, one that went is named."""
+    stage = load_stage("512px-cfg", ["optim.lr=3e-5"])
+    told, cluster = yaml.safe_load(dump(stage)), dump(LOCAL)
+    del told["speed"], told["optim"]["weight_decay"]
+    before = queued(yaml.safe_dump(told), cluster, (), 0).stage
+    assert before == replace(stage, optim=replace(stage.optim, weight_decay=Optim(lr=1e-4).weight_decay))
+    told["optim"]["momentum"] = 0.9
+    with pytest.raises(UsageError, match=r"another version of this program.*submit it anew.*optim\.momentum"):
+        queued(yaml.safe_dump(told), cluster, (), 0)
+    with pytest.raises(UsageError, match=r"another version.*unheard"):
+        task.queued("name: a\nrun: [x]\nmakes: b\nunheard: 1\n")
+    judge = task.TaskJob(task=JUDGED.tasks[0])
+    assert pickle.loads(pickle.dumps(judge)) == judge
 
 
 def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:
