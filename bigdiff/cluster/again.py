@@ -22,8 +22,9 @@ from submitit.core.utils import JobPaths, pickle_load
 from bigdiff.checkpoint.layout import latest, step_of
 from bigdiff.cluster import suspects
 from bigdiff.cluster.clients import scontrol, state
-from bigdiff.cluster.crash import RECORD, Crash, Kind, avoided, crashes, write
+from bigdiff.cluster.crash import RECORD, Crash, Kind, avoided, crashes
 from bigdiff.cluster.follow import sentence
+from bigdiff.cluster.records import write
 from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError, door
 
 LEAVE_SECONDS: Final = 60  # in which SLURM ends the batch script of a requeued job
@@ -173,7 +174,7 @@ def judge(where: Where, status: int, limit: int) -> tuple[Verdict, Crash]:
     )
     earlier = crashes(logs)
     try:  # on the disk before the job starts again: a count that could be lost bounds nothing
-        write(logs, [*earlier, crash])
+        write(logs / RECORD, [*earlier, crash])
     except OSError as error:
         raise RunError(
             f"{why}; {logs / RECORD} cannot be written ({error.strerror}), so the job is not started again"

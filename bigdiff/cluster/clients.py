@@ -11,6 +11,9 @@ from typing import Final
 from bigdiff.config.errors import RunError
 
 _PREFIX: Final = re.compile(r"^(sbatch: error: )?(allocation failure: )?")
+# what SLURM, submitit and bigdiff.cluster.rendezvous set for one job alone: sbatch would take it for the next one's
+_PREFIXES: Final = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
+_NAMES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 
 
 def state(job: str) -> str:
@@ -72,6 +75,12 @@ def hostnames(nodes: str) -> tuple[str, ...]:
     return tuple(scontrol("show", "hostnames", nodes).split())
 
 
+def environment() -> dict[str, str]:
+    """This process's environment without what its own job has set."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_PREFIXES) and key not in _NAMES}
+    return kept | {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+
+
 def refused(script: str | Path, *options: str) -> str:
     """Why SLURM would not take the job of an sbatch script, given as its text or its file; "" where it would.
 
@@ -79,11 +88,9 @@ def refused(script: str | Path, *options: str) -> str:
     nodes that it does not have.
     """
     words = ["sbatch", "--test-only", "--dependency=singleton", *options]
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
-    ours |= {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
     file, text = ([str(script)], None) if isinstance(script, Path) else ([], script)
     told = subprocess.run(
-        [*words, *file], input=text, capture_output=True, text=True, timeout=60, check=False, env=ours
+        [*words, *file], input=text, capture_output=True, text=True, timeout=60, check=False, env=environment()
     )
     said = [_PREFIX.sub("", line.strip()) for line in told.stderr.strip().splitlines()]
     return "; ".join(said) if told.returncode else ""

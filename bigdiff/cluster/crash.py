@@ -1,13 +1,11 @@
 """The crashes of a run: what each was, where they are written down, and which nodes they speak against."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from bigdiff.config.errors import RunError
-from bigdiff.runtime.files import write_json
+from bigdiff.cluster.records import read
 
 RECORD: Final = "crashes.json"  # in the run's folder of logs
 
@@ -34,18 +32,7 @@ def crashes(logs: Path) -> list[Crash]:
     Raises:
         RunError: when the file is not what this module writes.
     """
-    file = logs / RECORD
-    if not file.exists():
-        return []
-    try:
-        return [Crash(**{**one, "blamed": tuple(one.get("blamed", ()))}) for one in json.loads(file.read_text())]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is not a list of crashes ({error}): remove it") from error
-
-
-def write(logs: Path, every: Sequence[Crash]) -> None:
-    """Replace the record; on the disk when this returns."""
-    write_json(logs / RECORD, [asdict(one) for one in every])
+    return read(logs / RECORD, lambda one: Crash(**{**one, "blamed": tuple(one.get("blamed", ()))}), "crashes")
 
 
 def avoided(crash: Crash, earlier: Sequence[Crash]) -> tuple[str, ...]:

@@ -1,16 +1,14 @@
 """Each start of a run on SLURM and what ended it: why a job began again, crash or not."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from bigdiff.cluster.crash import Crash, crashes
-from bigdiff.config.errors import RunError
-from bigdiff.runtime.files import write_json
+from bigdiff.cluster.records import read, write
 
 RECORD: Final = "starts.json"  # in the run's folder of logs
 # SLURM's own words for it are gone once the job has begun again
@@ -37,13 +35,7 @@ def starts(logs: Path) -> list[Start]:
     Raises:
         RunError: when the file is not what this module writes.
     """
-    file = logs / RECORD
-    if not file.exists():
-        return []
-    try:
-        return [Start(**one) for one in json.loads(file.read_text())]
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{file} is not a list of starts ({error}): remove it") from error
+    return read(logs / RECORD, lambda one: Start(**one), "starts")
 
 
 def begin(logs: Path, job: str, step: int) -> None:
@@ -56,7 +48,7 @@ def begin(logs: Path, job: str, step: int) -> None:
     if earlier and not earlier[-1].ended:
         earlier[-1] = replace(earlier[-1], ended=told(earlier[-1], crashes(logs)))
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    _write(logs, [*earlier, Start(time=round(now, 3), job=job, nodes=nodes, step=step)])
+    write(logs / RECORD, [*earlier, Start(time=round(now, 3), job=job, nodes=nodes, step=step)])
 
 
 def end(logs: Path, how: str) -> None:
@@ -66,14 +58,10 @@ def end(logs: Path, how: str) -> None:
         RunError: as `starts`.
     """
     *earlier, last = starts(logs)
-    _write(logs, [*earlier, replace(last, ended=how, seconds=round(time.time() - last.time, 3))])
+    write(logs / RECORD, [*earlier, replace(last, ended=how, seconds=round(time.time() - last.time, 3))])
 
 
 def told(start: Start, found: Sequence[Crash]) -> str:
     """What ended a start that could not say it itself."""
     crash = next((one for one in found if one.job == start.job and one.time >= start.time), None)
     return f"{CRASHED}{crash.why}" if crash else UNTOLD
-
-
-def _write(logs: Path, every: Sequence[Start]) -> None:
-    write_json(logs / RECORD, [asdict(one) for one in every])

@@ -3,7 +3,6 @@
 Nothing of it may end the run: what cannot be submitted is said in the log, tried again, and left for launch/slurm.py.
 """
 
-import os
 import pickle
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Final
 
 from bigdiff.checkpoint import layout
 from bigdiff.cluster import task
+from bigdiff.cluster.clients import environment
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.graph import at
 from bigdiff.config.recipe import Task
@@ -24,9 +24,6 @@ from bigdiff.config.recipe import Task
 PAUSE: Final = 5.0  # seconds between two looks at the run's checkpoints
 AGAIN: Final = 300.0  # seconds until what could not be submitted is tried again
 _LIMIT: Final = 120.0  # seconds that a submission may take
-# what SLURM, submitit and bigdiff.cluster.rendezvous set for this job alone: the new one's would take it for theirs
-_PREFIXES: Final = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
-_NAMES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 
 Submit = Callable[[Task, Path, Cluster], tuple[bool, str]]  # whether it went well, and a line about it
 
@@ -97,12 +94,6 @@ def watching(
         leave.set()
         thread.join(_LIMIT)
     watch.look()
-
-
-def environment() -> dict[str, str]:
-    """This process's environment without what its own job has set."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_PREFIXES) and key not in _NAMES}
-    return kept | {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
 
 
 def outside(work: Task, folder: Path, cluster: Cluster) -> tuple[bool, str]:

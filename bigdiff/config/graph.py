@@ -39,7 +39,7 @@ def graph(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Node, 
     named = [*(task.name for task in once), *(stage.name for stage in stages)]
     for task in recipe.tasks:
         _check(recipe.name, task, named)
-    tasks = [_filled(task, stages[0].runs, cluster) for task in once]
+    tasks = [_filled(task, {"runs": stages[0].runs, "cluster": cluster}) for task in once]
     made = {place(task.makes): task.name for task in tasks}
     nodes = [Node(name=task.name, work=task, after=task.after) for task in tasks]
     for node in chain(stages):
@@ -64,22 +64,21 @@ def beside(recipe: Recipe, stages: Sequence[Stage], cluster: str) -> tuple[Task,
     found = [task for task in recipe.tasks if task.every]
     for task in found:
         _check_beside(recipe.name, task, by_name)
-    return tuple(_filled(task, stages[0].runs, cluster) for task in found)
+    return tuple(_filled(task, {"runs": stages[0].runs, "cluster": cluster}) for task in found)
 
 
 def at(task: Task, step: int) -> Task:
     """A task at checkpoints as the task at one of them."""
+    return replace(_filled(task, {"step": str(step)}), name=f"{task.name}-{step}", after=(), every=0)
+
+
+def _filled(task: Task, values: Mapping[str, str]) -> Task:
+    """With {name} of `values` replaced; any other braces stay."""
 
     def words(text: str) -> str:
-        return text.replace("{step}", str(step))
-
-    run = tuple(map(words, task.run))
-    return replace(task, name=f"{task.name}-{step}", run=run, makes=words(task.makes), after=(), every=0)
-
-
-def _filled(task: Task, runs: str, cluster: str) -> Task:
-    def words(text: str) -> str:
-        return text.replace("{runs}", runs).replace("{cluster}", cluster)
+        for name, value in values.items():
+            text = text.replace(f"{{{name}}}", value)
+        return text
 
     return replace(task, run=tuple(map(words, task.run)), makes=words(task.makes))
 

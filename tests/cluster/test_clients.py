@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bigdiff.cluster.clients import hostnames, refused, scontrol, sinfo, squeue, state
+from bigdiff.cluster.clients import environment, hostnames, refused, scontrol, sinfo, squeue, state
 from bigdiff.config.errors import RunError
 
 Slurm = Any  # of tests/cluster/conftest.py
@@ -67,3 +67,14 @@ def test_clients_without_their_controller_are_an_error(put_program: Callable[[st
         squeue()
     with pytest.raises(RunError, match="sinfo does not answer: gone"):
         sinfo()
+
+
+def test_a_new_jobs_client_knows_nothing_of_this_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NTASKS", "SUBMITIT_EXECUTOR", "RANK", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "SRUN_DEBUG"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/ours")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = environment()
+    assert found["SLURM_CONF"] == "/etc/ours" and found["HF_HUB_OFFLINE"] == "1" and "PATH" in found
+    assert not any(name.startswith(("SUBMITIT_", "SRUN_")) for name in found)
+    assert not {"SLURM_NTASKS", "RANK", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"} & found.keys()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bigdiff.cluster.crash import RECORD, Crash, avoided, crashes, endured, write
+from bigdiff.cluster.crash import RECORD, Crash, avoided, crashes, endured
+from bigdiff.cluster.records import write
 from bigdiff.config.errors import RunError
 
 CRASH = Crash(time=1.5, job="20261121-101500-17", nodes="n[1-3]", status=137, step=4, kind="passing", why="it is gone")
@@ -12,12 +13,12 @@ CRASH = Crash(time=1.5, job="20261121-101500-17", nodes="n[1-3]", status=137, st
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     every = [CRASH, replace(CRASH, kind="node", blamed=("n2", "n3"))]
-    write(tmp_path, every)
+    write(tmp_path / RECORD, every)
     assert crashes(tmp_path) == every
 
 
 def test_a_record_without_blame_is_read(tmp_path: Path) -> None:
-    write(tmp_path, [CRASH])
+    write(tmp_path / RECORD, [CRASH])
     (one,) = json.loads((tmp_path / RECORD).read_text())
     del one["blamed"]
     (tmp_path / RECORD).write_text(json.dumps([one]))
@@ -41,6 +42,6 @@ def test_a_node_is_avoided_at_once_for_what_it_cannot_do_and_at_the_second_time_
 
 def test_a_node_that_came_back_is_endured_by_its_job_alone(tmp_path: Path) -> None:
     slow = replace(CRASH, kind="node", blamed=("n2",))
-    write(tmp_path, [slow, replace(CRASH, blamed=("n1",)), replace(slow, job="other", blamed=("n4",))])
+    write(tmp_path / RECORD, [slow, replace(CRASH, blamed=("n1",)), replace(slow, job="other", blamed=("n4",))])
     assert endured(tmp_path, CRASH.job) == ("n2",)
     assert endured(tmp_path / "none", CRASH.job) == ()

@@ -6,6 +6,7 @@ import pytest
 
 from bigdiff.cluster import crash, starts
 from bigdiff.cluster.crash import Crash
+from bigdiff.cluster.records import write
 from bigdiff.cluster.starts import RECORD, UNTOLD
 from bigdiff.config.errors import RunError
 
@@ -21,7 +22,7 @@ def test_each_start_says_how_the_one_before_ended(tmp_path: Path, monkeypatch: p
     assert (first.ended, first.step, first.nodes) == ("told to stop (SIGUSR2), saved at step 30", 0, "n[1-2]")
     assert 0 <= first.seconds < 60 and second == replace(second, job=CRASH.job, step=30, ended="", seconds=0.0)
     # one that could not say it
-    crash.write(tmp_path, [CRASH, replace(CRASH, time=second.time)])
+    write(tmp_path / crash.RECORD, [CRASH, replace(CRASH, time=second.time)])
     time.sleep(0.01)
     starts.begin(tmp_path, CRASH.job, 40)
     starts.begin(tmp_path, CRASH.job, 40)
