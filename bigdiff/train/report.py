@@ -28,7 +28,7 @@ CHARTS: Final = {
 }
 
 
-def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None) -> None:
+def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
     """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
     reading, rate, norm, state = run.meters.take(), stepped.rate, stepped.norm, run.state
     run.losses.append(reading.loss)
@@ -39,7 +39,7 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None
     run.say(
         f"step {state.step:6d}/{run.stage.steps}  loss {reading.loss:.4f}  grad {norm:.3f}  lr {rate:.2e}  "
         f"{reading.images_per_second:.1f} images/s  data wait {reading.data_wait_fraction:.1%}"
-        + heldout(validated or {})
+        + heldout(validated)
         + (f"  damaged and substituted {damaged}" if damaged else "")
         + (f"  steps without effect {skipped}" if skipped else "")
         + (f"  rank {slow.rank} on {run.hosts[slow.rank]} is slow, {slow.ratio:.2f} of the median" if late else "")
@@ -63,7 +63,7 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float] | None = None
     }
     bins = enumerate(reading.loss_by_bin)
     values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
-    values |= validated or {}
+    values |= validated
     values |= {f"train/{name}": term for name, term in reading.terms.items()}
     values |= {f"distance/{name}": distance for name, distance in apart.items()}
     run.writer.scalars(state.step, state.samples_seen, values)

@@ -38,7 +38,7 @@ def points(run: Run) -> list[dict[str, Any]]:
 def test_a_line_for_a_person_and_a_point_per_tag(make_run: MakeRun) -> None:
     run = make_run()
     stepped = metered(run)
-    report.log(run, stepped)
+    report.log(run, stepped, {})
     (line,) = run.say.told  # type: ignore[attr-defined]
     (point,) = points(run)
     assert re.fullmatch(
@@ -65,7 +65,7 @@ def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.Captur
     window = Window(begin=1, end=4, reason="loss spike")
     run.state = TrainState(step=5, samples_seen=40, skipped=(window,))
     run.quarantine.report("00000.tar", 3, None, "truncated")
-    report.log(run, stepped)
+    report.log(run, stepped, {})
     assert run.say.told[0].endswith("  damaged and substituted 1  steps without effect 3")  # type: ignore[attr-defined]
     assert (points(run)[0]["data/damaged"], points(run)[0]["recovery/skipped_steps"]) == (1, 3)
     assert "00000.tar" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_process_that_is_slower_than_the_others_is_named(
     stepped = metered(run)
     reading = replace(run.meters.take(), slowest=Slowest(rank=0, ratio=ratio))
     monkeypatch.setattr(run.meters, "take", lambda: reading)
-    report.log(run, stepped)
+    report.log(run, stepped, {})
     assert ("  rank 0 on here is slow, 1.30 of the median" in run.say.told[0]) is named  # type: ignore[attr-defined]
     assert points(run)[0]["speed/slowest_rank"] == ratio
 
@@ -88,7 +88,7 @@ def test_ranks_beyond_the_first_write_nothing(make_run: MakeRun) -> None:
     run = make_run()
     stepped = metered(run)
     run.writer = None
-    report.log(run, stepped)
+    report.log(run, stepped, {})
     assert points(run) == []
 
 
@@ -98,7 +98,7 @@ def test_the_distance_of_an_average_is_relative_to_the_weights(make_run: MakeRun
     weight = run.engine.partition.masters[0]
     run.ema.tensors["ema/0.5"][0].copy_(weight * 0.75)
     assert report.drift(run) == pytest.approx({"ema/0.9": 0.0, "ema/0.5": 0.25})
-    report.log(run, metered(run))
+    report.log(run, metered(run), {})
     assert points(run)[0].keys() >= {"distance/ema/0.9", "distance/ema/0.5"}
 
 
