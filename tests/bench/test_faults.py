@@ -1,4 +1,4 @@
-"""How long a run on a real SLURM does not train for each kind of fault: from the fault to the next step, by turns."""
+"""How long a run on a real SLURM does not train for each kind of fault: from step to step, by turns."""
 
 import os
 import platform
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bigdiff.checkpoint.layout import METRICS
 from bigdiff.cluster.suspects import START
 
 Slurm = Any  # of tests/cluster/conftest.py
@@ -26,7 +27,7 @@ BEFORE = 60  # steps until the fault; a checkpoint in twenty
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Times:
-    """Seconds since the fault."""
+    """Seconds since the last step before."""
 
     requeued: float  # SLURM has it in its queue again
     started: float  # the batch script runs
@@ -41,6 +42,11 @@ def killed(slurm: Slurm, job: Any) -> None:
 def warned(slurm: Slurm, job: Any) -> None:
     """`scancel --signal=USR2`, as before a time limit."""
     slurm.run("scancel", "--signal=USR2", job.number)
+
+
+def limited(slurm: Slurm, job: Any) -> None:
+    """The job's time limit: its warning is due at once, and comes when SLURM next looks."""
+    slurm.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
 
 
 def requeued(slurm: Slurm, job: Any) -> None:
@@ -71,20 +77,29 @@ def of(slurm: Slurm, job: Any, strike: Callable[[Slurm, Any], None]) -> Times:
     """What one fault costs."""
     job.wait(step=BEFORE)
     before, first = job.log().count(START), int(job.shown()["Restarts"])
-    began = time.monotonic()
     strike(slurm, job)
-    job.until(lambda: int(job.shown()["Restarts"]) > first, "requeue", 240)
-    requeue = time.monotonic() - began
+    metrics, size, last_step = job.run / METRICS, 0, time.monotonic()
+
+    def back_in_the_queue() -> bool:
+        nonlocal size, last_step
+        if metrics.stat().st_size > size:
+            size, last_step = metrics.stat().st_size, time.monotonic()
+        return int(job.shown()["Restarts"]) > first
+
+    job.until(back_in_the_queue, "requeue", 240)
+    requeue = time.monotonic() - last_step
+    if strike is limited:  # or its next start is warned at once, too
+        slurm.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=30")
     job.until(lambda: job.log().count(START) > before, "start", 240)
-    started = time.monotonic() - began
+    started = time.monotonic() - last_step
     job.until(lambda: STEP.search(job.log().rpartition(START)[2]), "step", 240)
-    return Times(requeued=requeue, started=started, step=time.monotonic() - began)
+    return Times(requeued=requeue, started=started, step=time.monotonic() - last_step)
 
 
 @pytest.mark.bench
 @pytest.mark.timeout(3600)
 def test_from_the_fault_to_the_next_step(slurm: Slurm, start: Callable[..., Any]) -> None:
-    faults = (killed, warned, requeued, preempted, down, lost)
+    faults = (killed, warned, limited, requeued, preempted, down, lost)
     found: dict[Callable[..., None], list[Times]] = {fault: [] for fault in faults}
     for number in range(ROUNDS):
         for fault in faults:
@@ -105,7 +120,7 @@ def write(found: dict[Callable[..., None], list[Times]]) -> None:
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     load = os.getloadavg()[0]
     lines = [
-        "From a fault to the next step of a toy stage on a real SLURM of four nodes on one machine; two processes on",
+        "From the last step before a fault to the next, a toy stage on a real SLURM of four nodes; two processes on",
         "two nodes, KillWait=3, cred_expire=5, SlurmdTimeout=10, a checkpoint every 20 steps. Seconds, medians (all).",
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}",
         f"{version}, {ROUNDS} rounds",
