@@ -59,6 +59,16 @@ class Chain:
         return tuple(one for one in self.beside if stage in one.after)
 
 
+def alone(name: str, words: tuple[str, ...], makes: Path, cluster: Cluster) -> Chain:
+    """One command of this project on one node with all its GPUs, whose logs are beside what it `makes`.
+
+    `name` is what the command is, and no part of any path but that of the logs.
+    """
+    folder = makes.parent
+    work = Task(name=folder.name, run=words, makes=str(makes), gpus=cluster.gpus_per_node)
+    return Chain(recipe=name, nodes=(Node(name=work.name, work=work),), runs=str(folder.parent))
+
+
 def is_done(node: Node) -> bool:
     """Whether nothing is left to do."""
     return reached(node.work) >= node.work.steps if isinstance(node.work, Stage) else task.done(node.work)

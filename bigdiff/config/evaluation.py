@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from bigdiff.config import averages
 from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import CLIP_MODEL
 
@@ -15,7 +16,7 @@ CMMD_MODEL: Final = "ViT-L-14-336-quickgelu"
 FEATURES: Final = 2048  # of Inception: a covariance of no more pictures is singular
 BLOCK: Final = 64  # pictures that are drawn, judged and stored together
 LEAST: Final = 5  # pictures that have third neighbours and a covariance
-_DRAWN: Final = ("guidance", "steps", "scheduler", "seed", "batch", "size", "dtype", "keep")  # of a pipeline
+_DRAWN: Final = ("guidance", "steps", "scheduler", "seed", "batch", "size", "dtype", "keep")  # of a model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +34,13 @@ class Judges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """One evaluation: pictures that a pipeline draws at each guidance, or that lie in a folder, against real ones."""
+    """One evaluation: pictures that a model draws at each guidance, or that lie in a folder, against real ones."""
 
     output: Path
     judges: Judges
     pipeline: Path | None = None
+    checkpoint: Path | None = None
+    weights: str = averages.DEFAULT  # of `checkpoint`: bigdiff.config.averages
     pictures: Path | None = None
     prompts: Path | None = None
     column: str = ""  # of a parquet file; "": the first of the usual names
@@ -78,8 +81,8 @@ def check(wanted: Evaluation) -> Evaluation:
         UsageError: naming the first that cannot.
     """
     judges = wanted.judges
-    if (wanted.pipeline is None) == (wanted.pictures is None):
-        raise UsageError("give either --pipeline, which draws the pictures, or --pictures, a folder of them")
+    if [wanted.pipeline, wanted.checkpoint, wanted.pictures].count(None) != 2:
+        raise UsageError("give --pipeline or --checkpoint, which draws the pictures, or --pictures, a folder of them")
     if not (judges.inception or judges.clip or judges.cmmd_clip):
         raise UsageError("nothing would be computed: name weights with --inception, --clip or --cmmd-clip")
     _check_idle(wanted)
@@ -127,7 +130,7 @@ def _guidance(text: str) -> tuple[float, ...]:
 
 def _check_idle(wanted: Evaluation) -> None:
     """Refuse what has no effect beside the rest."""
-    default = Evaluation(output=wanted.output, judges=Judges())
+    default, drawn = Evaluation(output=wanted.output, judges=Judges()), wanted.pipeline or wanted.checkpoint
     users = {
         "resize": wanted.judges.inception,
         "few_images": wanted.judges.inception,
@@ -137,15 +140,16 @@ def _check_idle(wanted: Evaluation) -> None:
         "real_crop": wanted.real,
         "cache": wanted.real,
         "column": wanted.prompts,
-        "prompts": wanted.judges.clip or wanted.pipeline,
-        "samples_seen": wanted.tensorboard,
-        **{name: wanted.pipeline for name in _DRAWN},
+        "prompts": wanted.judges.clip or drawn,
+        "weights": wanted.checkpoint,
+        "samples_seen": wanted.tensorboard and not wanted.checkpoint,
+        **{name: drawn for name in _DRAWN},
     }
     for name, user in users.items():
         holder, first = (wanted.judges, default.judges) if hasattr(wanted.judges, name) else (wanted, default)
         if not user and getattr(holder, name) != getattr(first, name):
             raise UsageError(f"{flag(name)} has no effect here: leave it out")
-    if wanted.tensorboard is not None and wanted.samples_seen is None:
+    if wanted.tensorboard is not None and wanted.samples_seen is None and wanted.checkpoint is None:
         raise UsageError("--tensorboard needs --samples-seen: how many images the model was trained on")
 
 

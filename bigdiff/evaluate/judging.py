@@ -14,8 +14,9 @@ from diffusers import StableDiffusionPipeline
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import Evaluation, refuse_few
-from bigdiff.evaluate import blocks, networks, pictures, point, prompts, reference, report, sampling
+from bigdiff.evaluate import blocks, exported, networks, pictures, point, prompts, reference, report, sampling
 from bigdiff.evaluate.blocks import Work
+from bigdiff.evaluate.exported import Model
 from bigdiff.evaluate.pictures import Drawn, Source, Stored
 from bigdiff.evaluate.point import Point
 from bigdiff.evaluate.reference import Reference
@@ -28,6 +29,7 @@ from bigdiff.runtime.world import World
 
 SETTINGS: Final = "settings.json"
 RESULT: Final = "result.json"
+_ASIDE: Final = ("samples_seen", "processes", "batch")  # settings that change no number
 _TIMEOUT: Final = 4 * 3600  # seconds that a process waits for the slowest: the numbers of large sets on a CPU
 
 
@@ -52,15 +54,31 @@ def plan(wanted: Evaluation) -> str:
     Raises:
         UsageError: as `run`, as far as that can be known.
     """
-    count = _count(wanted)
+    count, wanted = _count(wanted), exported.placed(wanted)
     sweep = ", ".join(f"{one:g}" for one in wanted.guidance) if wanted.pipeline and wanted.prompts else ""
     what = f"{count:,} pictures" + (f" at each guidance of {sweep}" if sweep else "")
     done = [name for name, _ in _sets(wanted, count) if (wanted.output / name / RESULT).is_file()]
     return f"would judge {what}, in {wanted.output}" + (f"; done: {', '.join(done)}" if done else "")
 
 
+def result(wanted: Evaluation) -> Path:
+    """The file that is there once all of `wanted` is done; one of another sweep, or of fewer pictures, is removed."""
+    file = wanted.output / report.RESULTS
+    if file.is_file():
+        mine, theirs = _plain(exported.placed(wanted)), json.loads(file.read_bytes())["settings"]
+        if any(theirs.get(name) != value for name, value in mine.items() if name not in _ASIDE):
+            file.unlink()
+    return file
+
+
+def _plain(wanted: Evaluation) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(wanted), default=str))
+    return plain
+
+
 def _all(wanted: Evaluation, world: World, workers: Workers, say: Callable[[str], None]) -> list[Point]:
     count = world.first_does(lambda: _count(wanted))
+    wanted = exported.resolved(wanted, world)
     fingerprint = networks.loaded(wanted.judges).fingerprint
     sets = _sets(wanted, count)
     made_of = world.first_does(lambda: _claim(wanted, sets[0][1], fingerprint))
@@ -70,7 +88,7 @@ def _all(wanted: Evaluation, world: World, workers: Workers, say: Callable[[str]
     about = {
         "made_of": made_of,
         "real": real.about if real else None,
-        "settings": json.loads(json.dumps(asdict(wanted), default=str)),
+        "settings": _plain(wanted),
         "versions": versions(),
         "commit": commit(),
     }
@@ -145,12 +163,12 @@ def _count(wanted: Evaluation) -> int:
         held, what = len(pictures.of_folder(wanted.pictures)), f"--pictures {wanted.pictures}"
     else:
         held, what = len(texts), f"--prompts {wanted.prompts}"
-        assert wanted.pipeline is not None, "checked with the settings"
-        if sampling.kind_of(wanted.pipeline) is not StableDiffusionPipeline:
-            return _without_text(wanted)
+        model = _model(wanted)
+        if not model.text:
+            return _without_text(wanted, model)
         if wanted.prompts is None:
             raise UsageError("this model draws what a text says: name a file of prompts with --prompts")
-        _check_drawing(wanted.pipeline, _sampling(wanted, wanted.guidance[0]))
+        _check_drawing(model, _sampling(wanted, wanted.guidance[0]))
     if wanted.images > held:
         raise UsageError(f"--images {wanted.images:,} is more than the {held:,} of {what}: lower it, or leave it out")
     count = wanted.images or held
@@ -158,28 +176,34 @@ def _count(wanted: Evaluation) -> int:
     return count
 
 
-def _without_text(wanted: Evaluation) -> int:
+def _without_text(wanted: Evaluation, model: Model) -> int:
     for name, given in (("prompts", wanted.prompts), ("guidance", wanted.guidance != (Sampling().guidance,))):
         if given:
             raise UsageError(f"--{name} has no effect on a model without text: leave it out")
     if not wanted.images:
         raise UsageError("this model draws without text: say with --images how many pictures")
-    assert wanted.pipeline is not None, "checked by the caller"
-    _check_drawing(wanted.pipeline, _sampling(wanted, Sampling().guidance))
+    _check_drawing(model, _sampling(wanted, Sampling().guidance))
     refuse_few(wanted, wanted.images, "--images")
     return wanted.images
 
 
-def _check_drawing(pipeline: Path, settings: Sampling) -> None:
-    """Refuse what the pipeline would, without loading it."""
-    sampling.check(settings)
-    file = pipeline / "scheduler" / "scheduler_config.json"
+def _model(wanted: Evaluation) -> Model:
+    """What draws the pictures, without loading it."""
+    if wanted.checkpoint is not None:
+        return exported.model(wanted.checkpoint)
+    assert wanted.pipeline is not None, "checked with the settings"
+    kind, file = sampling.kind_of(wanted.pipeline), wanted.pipeline / "scheduler" / "scheduler_config.json"
     try:
-        trained = json.loads(file.read_bytes())
+        return Model(text=kind is StableDiffusionPipeline, scheduler=json.loads(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read ({error}): export the pipeline again") from error
-    sampling.refuse_unfit(settings.scheduler, trained)
-    sampling.refuse_steps(settings.steps, trained)
+
+
+def _check_drawing(model: Model, settings: Sampling) -> None:
+    """Refuse what its pipeline would."""
+    sampling.check(settings)
+    sampling.refuse_unfit(settings.scheduler, model.scheduler)
+    sampling.refuse_steps(settings.steps, model.scheduler)
 
 
 def _sampling(wanted: Evaluation, guidance: float) -> Sampling:
@@ -231,7 +255,8 @@ def _claim(wanted: Evaluation, source: Source, fingerprint: dict[str, str]) -> d
         made_of["drawing"] = {**drawn, "dtype": source.dtype}
     file = wanted.output / SETTINGS
     if not file.is_file():
-        if wanted.output.is_dir() and any(wanted.output.iterdir()):
+        ours = (exported.PIPELINE, exported.ORIGIN)
+        if wanted.output.is_dir() and any(one.name not in ours for one in wanted.output.iterdir()):
             raise UsageError(f"--output {wanted.output} is not empty, and no evaluation: choose another folder")
         write_json(file, made_of)
         return made_of

@@ -74,7 +74,7 @@ def _means(points: Sequence[Point]) -> dict[str, str]:
 
 
 def _page(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> str:
-    judged = wanted.pipeline or wanted.pictures
+    judged = wanted.checkpoint or wanted.pipeline or wanted.pictures
     lines = [f"# Evaluation of {judged}", "", *table(points), ""]
     lines += [f"- **{name}**: {text}" for name, text in _means(points).items()]
     if any(point.singular for point in points):

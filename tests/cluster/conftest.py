@@ -133,6 +133,10 @@ class Slurm:
         )
         return told.stdout
 
+    def job(self, number: str, run: Path) -> "Job":
+        """A job of this SLURM, by the folder above its logs."""
+        return Job(self, number, run)
+
     def lose(self, node: str) -> None:
         """What a power failure does to a node: its daemon and all that runs there are gone at once."""
         of_node = f"SLURMD_NODENAME={node}".encode()

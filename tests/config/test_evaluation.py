@@ -22,6 +22,8 @@ def test_arguments_become_an_evaluation() -> None:
     assert asked(arguments(DRAWN, guidance="1.5, 3,7.5")) == replace(DRAWN, guidance=(1.5, 3.0, 7.5))
     folder = replace(DRAWN, pipeline=None, pictures=Path("folder"))
     assert asked(arguments(folder)) == folder
+    saved = replace(DRAWN, pipeline=None, checkpoint=Path("step-7"), weights="raw", tensorboard=Path("board"))
+    assert asked(arguments(saved)) == saved
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,14 @@ def test_scales_that_are_none_are_refused(guidance: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        (replace(DRAWN, pictures=Path("folder")), "either --pipeline"),
-        (replace(DRAWN, pipeline=None), "either --pipeline"),
+        (replace(DRAWN, pictures=Path("folder")), "give --pipeline or --checkpoint"),
+        (replace(DRAWN, checkpoint=Path("step-7")), "give --pipeline or --checkpoint"),
+        (replace(DRAWN, pipeline=None), "give --pipeline or --checkpoint"),
+        (replace(DRAWN, weights="raw"), "--weights has no effect"),
+        (
+            replace(DRAWN, pipeline=None, checkpoint=Path("step-7"), tensorboard=Path("t"), samples_seen=3),
+            "--samples-seen has no effect",
+        ),
         (replace(DRAWN, judges=Judges()), "nothing would be computed: name weights with --inception"),
         (replace(FULL, real=""), "--inception compares with real pictures: name them with --real"),
         (replace(DRAWN, judges=Judges(cmmd_clip="m")), "--cmmd-clip compares with real pictures"),
