@@ -14,6 +14,7 @@ from bigdiff.config.schema import Stage
 from bigdiff.evaluate.grid import Pictures, tiled
 from bigdiff.export.diffusers import preview_scheduler
 from bigdiff.models.components import build_unet, token_ids
+from bigdiff.models.denoiser import part
 from bigdiff.models.encoders import decode, text_states
 from bigdiff.runtime.seeding import normal
 
@@ -42,9 +43,9 @@ class Previewer:
         """A uint8 [H, W, 3] grid from weights named "unet.*" and, where it is trained, "text_encoder.*"."""
         device = next(iter(weights.values())).device
         frozen = {name: one.to(device) for name, one in self.beside.frozen.items()}
-        unet = _part({**frozen, **weights}, "unet.")
+        unet = part({**frozen, **weights}, "unet.")
         with torch.inference_mode():
-            drawn = self.denoise(unet, self.states(_part(weights, "text_encoder."), device), device)
+            drawn = self.denoise(unet, self.states(part(weights, "text_encoder."), device), device)
             pixels = drawn.clamp(-1, 1) if self.beside.vae is None else decode(self.beside.vae.to(device), drawn)
         pixels = pixels.expand(-1, 3, -1, -1)  # grey as RGB
         pictures = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -56,10 +57,7 @@ class Previewer:
         if text_encoder is None or self.tokens is None:
             return None
         tokens, text_encoder = self.tokens.to(device), text_encoder.to(device)
-        if not weights:
-            return text_states(text_encoder, tokens).float()
-        states: Tensor = functional_call(text_encoder, weights, (tokens,)).last_hidden_state
-        return states.float()
+        return text_states(text_encoder, tokens, weights).float()
 
     def denoise(self, weights: dict[str, Tensor], states: Tensor | None, device: torch.device) -> Tensor:
         """Scaled latents or pixels [N, C, h, w] by DDIM from seeded noise."""
@@ -78,7 +76,3 @@ class Previewer:
                 prediction = without + preview.guidance * (given - without)
             drawn = steps.step(prediction, timestep, drawn).prev_sample
         return drawn
-
-
-def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from bigdiff.config.schema import Autoencoder
 from bigdiff.evaluate.grid import Pictures, tiled
 from bigdiff.models.autoencoder import build
+from bigdiff.models.denoiser import part
 from bigdiff.models.encoders import in_range
 
 TOGETHER = 4  # pictures drawn at once, which bounds the memory
@@ -28,7 +29,7 @@ class Reconstructor:
         """A uint8 [H, W, 3] grid of pairs from weights named "vae.*": each original, then its reconstruction."""
         device = next(iter(weights.values())).device
         whole = {**{name: one.to(device) for name, one in self.frozen.items()}, **weights}
-        vae = {name.removeprefix("vae."): one for name, one in whole.items() if name.startswith("vae.")}
+        vae = part(whole, "vae.")
         drawn = []
         with torch.inference_mode():
             for some in torch.split(self.pictures, TOGETHER):

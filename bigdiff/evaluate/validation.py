@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from bigdiff.config.schema import Stage
 from bigdiff.metrics.meters import BINS
 from bigdiff.models.components import build_unet
-from bigdiff.models.denoiser import Denoiser
+from bigdiff.models.denoiser import Denoiser, part
 from bigdiff.models.encoders import text_states
 
 
@@ -29,12 +29,7 @@ class Frozen:
     @classmethod
     def of(cls, denoiser: Denoiser) -> "Frozen":
         """Of a module that the engine has yet to take."""
-        unet = {
-            name: one.detach().clone()
-            for name, one in denoiser.named_parameters()
-            if name.startswith("unet.") and not one.requires_grad
-        }
-        return cls(unet=unet, text_encoder=copy.deepcopy(denoiser.text_encoder))
+        return cls(unet=denoiser.frozen_unet(), text_encoder=copy.deepcopy(denoiser.text_encoder))
 
 
 class Sums(NamedTuple):
@@ -112,9 +107,4 @@ class Network:
     def _states(self, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         text_encoder = self.frozen.text_encoder
         assert text_encoder is not None, "tokens need a text encoder"
-        prefix = "text_encoder."
-        trained = {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
-        if not trained:
-            return text_states(text_encoder, tokens)
-        states: Tensor = functional_call(text_encoder, trained, (tokens,)).last_hidden_state
-        return states
+        return text_states(text_encoder, tokens, part(weights, "text_encoder."))

@@ -1,6 +1,6 @@
 """The module that is trained: the UNet, and the text encoder that conditions it, if any."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +11,11 @@ from transformers import CLIPTextModel
 from bigdiff.models import learning
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.encoders import text_states
+
+
+def part(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Those of one network ("unet."), by its own names."""
+    return {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
 
 
 class Denoiser(nn.Module):
@@ -54,6 +59,14 @@ class Denoiser(nn.Module):
             UsageError: for a pattern that matches nothing that learns, or when nothing is left to learn.
         """
         learning.freeze(self.trained(), patterns)
+
+    def frozen_unet(self) -> dict[str, torch.Tensor]:
+        """Copies of the UNet's parameters that keep their values, by name ("unet.conv_in.weight")."""
+        return {
+            name: one.detach().clone()
+            for name, one in self.named_parameters()
+            if name.startswith("unet.") and not one.requires_grad
+        }
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name ("unet.conv_in.weight"), in a fixed order."""

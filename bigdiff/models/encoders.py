@@ -1,8 +1,11 @@
 """What the frozen networks give: latents from pixels and back, states from token ids."""
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.func import functional_call
 from transformers import CLIPTextModel
 
 LOG_VARIANCE: tuple[float, float] = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution clamps to it
@@ -32,7 +35,11 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return pixels.clamp(-1, 1)
 
 
-def text_states(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
-    """The last hidden state [B, L, D], after the final layer norm as SD 1.x takes it, of token ids [B, L]."""
-    states: Tensor = text_encoder(ids).last_hidden_state
+def text_states(text_encoder: CLIPTextModel, ids: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The last hidden state [B, L, D], after the final layer norm as SD 1.x takes it, of token ids [B, L].
+
+    Of the module's own weights, or of `weights` by its names in place of those that they name.
+    """
+    found = functional_call(text_encoder, dict(weights), (ids,)) if weights else text_encoder(ids)
+    states: Tensor = found.last_hidden_state
     return states

@@ -258,7 +258,7 @@ def previewer(networks: Networks) -> Previewer | None:
         return None
     if networks.denoiser.train_text:
         text_encoder = copy.deepcopy(text_encoder)
-    frozen = {name: one.detach().clone() for name, one in networks.untrained().items() if name.startswith("unet.")}
+    frozen = networks.denoiser.frozen_unet()
     return Previewer(
         stage, Beside(vae=networks.vae, text_encoder=text_encoder, tokenizer=networks.tokenizer, frozen=frozen)
     )
