@@ -53,17 +53,32 @@ class Source:
 
 
 def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32", step: int = 0) -> Source:
-    """Write a checkpoint of `run` to `output` as a pipeline folder and return what was exported; as `read`.
+    """Write a checkpoint of `run` to `output` as a pipeline folder and return what was exported; as `read` and `write`.
 
     Raises:
-        UsageError: when `run` has no such checkpoint, or `output` holds something else than an earlier export.
-        RunError: when the written folder does not load back to the same tensors and the same eps.
+        UsageError, RunError: as these.
     """
+    _refuse(output, dtype)  # before minutes of reading
+    source = read(run, weights, step)
+    write(source, output, dtype)
+    return source
+
+
+def _refuse(output: Path, dtype: str) -> None:
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
     if output.exists() and not (output / INDEX).is_file() and any(output.iterdir()):
         raise UsageError(f"{output} holds something else than a pipeline: choose another output folder")
-    source = read(run, weights, step)
+
+
+def write(source: Source, output: Path, dtype: str) -> None:
+    """Write `source` to `output` as a pipeline folder.
+
+    Raises:
+        UsageError: when `output` holds something else than an earlier export, or the weights are not the stage's.
+        RunError: when the written folder does not load back to the same tensors and the same eps.
+    """
+    _refuse(output, dtype)
     pipeline = build(source).to(DTYPES[dtype])
     with replacing_folder(output) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
@@ -73,7 +88,6 @@ def export(run: Path, output: Path, weights: str = "ema", dtype: str = "float32"
         text = card(source.run, source.stage, source.checkpoint, source.which, dtype)
         write_bytes(folder / "README.md", text.encode())
         verify(pipeline, folder)
-    return source
 
 
 def read(run: Path, weights: str, step: int = 0) -> Source:

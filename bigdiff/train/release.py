@@ -41,8 +41,8 @@ def export(
         note = "; ".join(original.export(source, output, dtype).untold)
         return Released(checkpoint=source.checkpoint, weights=source.which, note=note)
     if source.stage.model.autoencoder is None:
-        written = diffusers.export(run, output, weights, dtype, step)
-        return Released(checkpoint=written.checkpoint, weights=written.which, note="")
+        diffusers.write(source, output, dtype)
+        return Released(checkpoint=source.checkpoint, weights=source.which, note="")
     scale = _autoencoder(source, output, dtype)
     note = f"scaling factor {scale.factor:.6g}, measured on {scale.pictures} pictures"
     return Released(checkpoint=source.checkpoint, weights=source.which, note=note)
