@@ -104,6 +104,7 @@ def _preview_rules(preview: Preview) -> Rules:
     return [
         (bool(preview.prompts), "preview.prompts have no effect with model.autoencoder: preview.count says how many"),
         (preview.guidance != usual.guidance, "preview.guidance has no effect with model.autoencoder: leave it out"),
+        (bool(preview.more_guidance), "preview.more_guidance has no effect with model.autoencoder: leave it out"),
         (preview.steps != usual.steps, "preview.steps has no effect with model.autoencoder: leave it out"),
         (preview.every < 0, f"preview.every={preview.every} must not be negative; 0 draws none"),
         (preview.every > 0 and preview.count <= 0, "preview.every is set but preview.count is 0"),

@@ -58,6 +58,11 @@ def described(name: str) -> str:
     return f"exponential moving average of decay {name.removeprefix('ema/')}"
 
 
+def several(weights: str) -> tuple[str, ...]:
+    """Those of a list such as "ema,raw"."""
+    return tuple(one.strip() for one in weights.split(","))
+
+
 def held(weights: str, tracked: Sequence[str], where: str) -> str:
     """The name under which a checkpoint holds what `weights` asks for: `raw` or one of `tracked`.
 

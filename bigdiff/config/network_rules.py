@@ -89,13 +89,21 @@ def _textless_rules(stage: Stage) -> Rules:
             preview.guidance != Preview().guidance,
             f"preview.guidance={preview.guidance} has no effect without model.text: leave it out",
         ),
+        (bool(preview.more_guidance), "preview.more_guidance has no effect without model.text: leave it out"),
         (preview.every > 0 and preview.count <= 0, "preview.every is set but preview.count is 0"),
     ]
 
 
 def _preview_rules(stage: Stage) -> Rules:
     preview, most = stage.preview, stage.diffusion.train_timesteps
+    scales = (preview.guidance, *preview.more_guidance)
+    twice = next((one for one in scales if scales.count(one) > 1), None)
     return [
+        (twice is not None, f"preview.more_guidance: {twice} is drawn already, remove one"),
+        (
+            preview.every == 0 and bool(preview.more_guidance),
+            "preview.more_guidance has no effect with preview.every=0",
+        ),
         (preview.every < 0, f"preview.every={preview.every} must not be negative; 0 draws none"),
         (
             preview.every > 0 and not 1 <= preview.steps <= most,

@@ -96,6 +96,9 @@ def _ema_rules(stage: Stage) -> list[tuple[bool, str]]:
     """Of the averages and of what is made of them."""
     ema, drawn = stage.ema, stage.preview.weights
     known = (averages.DEFAULT, averages.RAW, *averages.names(ema))
+    asked = averages.several(drawn)
+    held = [averages.held(one, averages.names(ema), stage.name) for one in asked if one in known]
+    unknown = next((one for one in asked if one not in known), "")
     wide = next((width for width in ema.power if not 0 < width < averages.WIDEST), None)
     fast = next((decay for decay in ema.decays if not 0 < decay < 1), None)
     return [
@@ -113,7 +116,8 @@ def _ema_rules(stage: Stage) -> list[tuple[bool, str]]:
             ema.snapshot_every > stage.steps,
             f"ema.snapshot_every={ema.snapshot_every} is never reached in {stage.steps} steps",
         ),
-        (drawn not in known, f"preview.weights={drawn} is not tracked: take one of {', '.join(known)}"),
+        (len(held) < len(asked), f"preview.weights={unknown} is not tracked: take one of {', '.join(known)}"),
+        (len(set(held)) < len(held), f"preview.weights={drawn} draws the same weights twice: remove one"),
         (
             drawn != averages.DEFAULT and stage.preview.every == 0,
             "preview.weights has no effect with preview.every=0",

@@ -253,11 +253,12 @@ class Preview:
     """Pictures of fixed prompts, drawn into TensorBoard."""
 
     every: int = 0  # steps; 0 draws none
-    weights: str = "ema"  # of which weights: "ema" (the stage's first average), "raw", or one such as "ema/0.9999"
+    weights: str = "ema"  # "ema" (the stage's first average), "raw", one such as "ema/0.9999", or several: "ema,raw"
     prompts: tuple[str, ...] = ()
     count: int = 0  # pictures of a model without text; of an autoencoder: the first ones of the data
     steps: int = 20  # DDIM steps
     guidance: float = 3.0
+    more_guidance: tuple[float, ...] = ()  # a row of pictures for each, below that of `guidance`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,21 +35,27 @@ class Previewer:
     def __init__(self, stage: Stage, beside: Beside) -> None:
         self.stage = stage
         self.beside = beside
+        self.scales = (stage.preview.guidance, *stage.preview.more_guidance)
         self.tokens = token_ids(beside.tokenizer, [*stage.preview.prompts, ""]) if beside.tokenizer else None
         with torch.device("meta"):  # the network's shape; its weights come with each call
             self.unet = build_unet(stage.model.unet, stage.latent_size).eval()
 
     def draw(self, weights: dict[str, Tensor]) -> Pictures:
-        """A uint8 [H, W, 3] grid from weights named "unet.*" and, where it is trained, "text_encoder.*"."""
+        """A uint8 [H, W, 3] grid from weights named "unet.*" and, where it is trained, "text_encoder.*".
+
+        With several scales of guidance a row for each, a column for each prompt.
+        """
         device = next(iter(weights.values())).device
         frozen = {name: one.to(device) for name, one in self.beside.frozen.items()}
         unet = part({**frozen, **weights}, "unet.")
         with torch.inference_mode():
-            drawn = self.denoise(unet, self.states(part(weights, "text_encoder."), device), device)
+            states = self.states(part(weights, "text_encoder."), device)
+            drawn = torch.cat([self.denoise(unet, states, device, scale) for scale in self.scales])
             pixels = drawn.clamp(-1, 1) if self.beside.vae is None else decode(self.beside.vae.to(device), drawn)
         pixels = pixels.expand(-1, 3, -1, -1)  # grey as RGB
         pictures = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return tiled(np.ascontiguousarray(pictures))
+        rows = len(self.scales)
+        return tiled(np.ascontiguousarray(pictures), len(pictures) // rows if rows > 1 else 0)
 
     def states(self, weights: dict[str, Tensor], device: torch.device) -> Tensor | None:
         """Text states fp32 [N + 1, L, D] of the prompts and, last, of the empty caption; None without text."""
@@ -59,8 +65,10 @@ class Previewer:
         tokens, text_encoder = self.tokens.to(device), text_encoder.to(device)
         return text_states(text_encoder, tokens, weights).float()
 
-    def denoise(self, weights: dict[str, Tensor], states: Tensor | None, device: torch.device) -> Tensor:
-        """Scaled latents or pixels [N, C, h, w] by DDIM from seeded noise."""
+    def denoise(
+        self, weights: dict[str, Tensor], states: Tensor | None, device: torch.device, guidance: float
+    ) -> Tensor:
+        """Scaled latents or pixels [N, C, h, w] by DDIM from seeded noise, the same at each scale of guidance."""
         steps, preview = preview_scheduler(self.stage), self.stage.preview
         steps.set_timesteps(preview.steps)
         count = preview.count if states is None else len(states) - 1
@@ -73,6 +81,6 @@ class Previewer:
             else:
                 inputs = (torch.cat((drawn, drawn)), timestep, both)
                 without, given = functional_call(self.unet, weights, inputs).sample.chunk(2)
-                prediction = without + preview.guidance * (given - without)
+                prediction = without + guidance * (given - without)
             drawn = steps.step(prediction, timestep, drawn).prev_sample
         return drawn

@@ -91,13 +91,13 @@ def drift(run: Run) -> dict[str, float]:
 
 def preview(run: Run, drawer: Drawer) -> None:
     """Draw the stage's pictures from the weights it names; collective."""
-    wanted = run.stage.preview.weights
-    name = averages.held(wanted, tuple(run.ema.tensors), f"stage {run.stage.name}")
-    weights = run.engine.partition.masters if name == averages.RAW else run.ema.tensors[name]
-    picture = drawer.draw(run.engine.gather(weights))
-    if run.writer is not None:
-        tag = name if name == averages.RAW else wanted
-        run.writer.image(f"preview/{tag}", picture, run.state.samples_seen)
+    for wanted in averages.several(run.stage.preview.weights):
+        name = averages.held(wanted, tuple(run.ema.tensors), f"stage {run.stage.name}")
+        weights = run.engine.partition.masters if name == averages.RAW else run.ema.tensors[name]
+        picture = drawer.draw(run.engine.gather(weights))
+        if run.writer is not None:
+            tag = name if name == averages.RAW else wanted
+            run.writer.image(f"preview/{tag}", picture, run.state.samples_seen)
 
 
 def substituted(run: Run) -> tuple[int, int]:

@@ -42,6 +42,7 @@ def test_the_published_stage_passes() -> None:
         (["model.autoencoder.disc_layers=0"], "disc_layers=0 must be positive"),
         (["model.autoencoder.disc_channels=0"], "disc_channels=0 must be positive"),
         (["preview.prompts=[a]"], "preview.prompts have no effect with model.autoencoder"),
+        (["preview.more_guidance=[1.0]"], "preview.more_guidance has no effect with model.autoencoder"),
         (["preview.guidance=1.0"], "preview.guidance has no effect with model.autoencoder"),
         (["preview.steps=5"], "preview.steps has no effect with model.autoencoder"),
         (["preview.count=0"], "preview.count is 0"),

@@ -37,6 +37,11 @@ def test_a_good_stage_passes_unchanged() -> None:
         ("ema={power: [0.1], snapshot_every: 194001}", "is never reached in 194000 steps"),
         ("preview.weights=raw", "preview.weights has no effect with preview.every=0"),
         (
+            "preview={every: 5, prompts: [a], weights: 'ema,raw,ema/0.9999'}",
+            "preview.weights=ema,raw,ema/0.9999 draws the same weights twice",
+        ),
+        ("preview={every: 5, prompts: [a], weights: 'raw,'}", "preview.weights= is not tracked"),
+        (
             "preview={every: 5, prompts: [a], weights: ema/0.5}",
             "preview.weights=ema/0.5 is not tracked: take one of ema, raw",
         ),

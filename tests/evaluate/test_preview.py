@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,3 +51,25 @@ def test_a_preview_is_what_the_exported_pipeline_draws(
         left = place * (8 + GAP)
         assert np.abs(picture[:, left : left + 8].astype(int) - np.asarray(image).astype(int)).max() <= 1
     assert picture[:, :8].std() > 0
+
+
+def test_each_scale_of_guidance_is_a_row_from_the_same_noise(
+    trained: Callable[..., Denoiser], toy: Path, tmp_path: Path
+) -> None:
+    ema = trained(tmp_path, *PREVIEW)
+    weights = {name: one.detach() for name, one in ema.trained().items()}
+
+    def drawn(*options: str) -> np.ndarray[Any, Any]:
+        stage = load_stage(str(toy / "stage.yaml"), [f"runs={tmp_path}", *PREVIEW, *options])
+        beside = Beside(
+            vae=components.load_vae(stage.model.vae.source),
+            text_encoder=components.load_text_encoder(stage.model.text.encoder),
+            tokenizer=components.load_tokenizer(stage.model.text.tokenizer, 12),
+        )
+        return Previewer(stage, beside).draw(weights)
+
+    several = drawn("preview.more_guidance=[1,7.5]")
+    assert several.shape == (3 * 8 + 2 * GAP, 2 * 8 + GAP, 3)
+    for row, scale in enumerate((4, 1, 7.5)):
+        top = row * (8 + GAP)
+        assert (several[top : top + 8] == drawn(f"preview.guidance={scale}")).all()

@@ -128,8 +128,11 @@ class Flat:
         return np.full((4, 4, 3), int(weights["weight"].flatten()[0]), np.uint8)
 
 
-@pytest.mark.parametrize(("wanted", "grey"), [("ema", 90), ("ema/0.9", 90), ("raw", 30)])
-def test_pictures_are_of_the_weights_that_are_named(make_run: MakeRun, wanted: str, grey: int) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "greys"),
+    [("ema", {"ema": 90}), ("ema/0.9", {"ema/0.9": 90}), ("raw", {"raw": 30}), ("ema, raw", {"ema": 90, "raw": 30})],
+)
+def test_pictures_are_of_the_weights_that_are_named(make_run: MakeRun, wanted: str, greys: dict[str, int]) -> None:
     run = make_run()
     run.stage = replace(run.stage, preview=replace(run.stage.preview, weights=wanted))
     run.engine.partition.masters[0].fill_(30)
@@ -139,10 +142,12 @@ def test_pictures_are_of_the_weights_that_are_named(make_run: MakeRun, wanted: s
     assert run.writer is not None
     run.writer.close()
     board = EventAccumulator(str(run.folder / layout.TENSORBOARD)).Reload()
-    (event,) = board.Images(f"preview/{wanted}")
-    assert event.step == 16
-    picture = decoded(event.encoded_image_string)
-    assert picture.shape == (4, 4, 3) and (picture == grey).all()
+    assert board.Tags()["images"] == [f"preview/{name}" for name in greys]
+    for name, grey in greys.items():
+        (event,) = board.Images(f"preview/{name}")
+        assert event.step == 16
+        picture = decoded(event.encoded_image_string)
+        assert picture.shape == (4, 4, 3) and (picture == grey).all()
 
 
 def decoded(png: bytes) -> np.ndarray[Any, Any]:
