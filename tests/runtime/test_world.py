@@ -35,8 +35,10 @@ print(json.dumps(told))
 """
 
 
-def test_two_processes_agree(run_ranks: Callable[..., list[str]]) -> None:
-    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(SCRIPT, 2)]
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
+def test_two_processes_agree(run_ranks: Callable[..., list[str]], address: str) -> None:
+    script = f"import os; os.environ['MASTER_ADDR'] = '{address}'" + SCRIPT
+    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(script, 2)]
     assert [one["rank"] for one in told] == [0, 1]
     assert [one["first"] for one in told] == [True, False]
     for one in told:
