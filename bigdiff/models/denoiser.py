@@ -8,8 +8,9 @@ from diffusers import UNet2DModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from bigdiff.config.schema import Stage
 from bigdiff.models import learning
-from bigdiff.models.components import AnyUNet
+from bigdiff.models.components import AnyUNet, build_unet
 from bigdiff.models.encoders import text_states
 
 
@@ -71,3 +72,19 @@ class Denoiser(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name ("unet.conv_in.weight"), in a fixed order."""
         return learning.trained(self)
+
+
+def build_denoiser(stage: Stage, text_encoder: CLIPTextModel | None) -> Denoiser:
+    """The trained module with seeded random weights; a run before may give it others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.seed)
+        unet = build_unet(stage.model.unet, stage.latent_size)
+    if stage.engine.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    trains_text = stage.model.text is not None and stage.model.text.train
+    denoiser = Denoiser(unet, text_encoder, trains_text)
+    denoiser.freeze(stage.model.frozen)
+    denoiser.train()
+    if denoiser.text_encoder is not None and not trains_text:
+        denoiser.text_encoder.eval()
+    return denoiser

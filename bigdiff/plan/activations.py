@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigdiff.config.schema import Stage
-from bigdiff.plan.network import network
+from bigdiff.models.network import network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,17 +8,18 @@ from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import in_bf16
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage
-from bigdiff.plan import activations, flops, probe
+from bigdiff.models import flops
+from bigdiff.models.flops import Flops
+from bigdiff.models.network import network
+from bigdiff.plan import activations, probe
 from bigdiff.plan.activations import Activations
 from bigdiff.plan.cost import Cost, cost
-from bigdiff.plan.devices import Device, device
-from bigdiff.plan.flops import Flops
 from bigdiff.plan.links import EFFICIENCY, Fabric
 from bigdiff.plan.memory import Part, Weights, largest_micro, state, transient
-from bigdiff.plan.network import network
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, predict, update_bytes
 from bigdiff.plan.volumes import Volume, volumes
+from bigdiff.runtime.devices import Device, device
 
 NETWORK: Final = 400.0  # Gb/s of each device's card, where nothing else is given
 

@@ -20,11 +20,11 @@ from bigdiff.config.schema import Stage
 from bigdiff.engine import optim
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.engine.precision import bf16, sum_in_fp32
+from bigdiff.models import flops
 from bigdiff.models.ema import Averages
-from bigdiff.plan import flops
+from bigdiff.models.network import network
 from bigdiff.plan.links import Fabric
 from bigdiff.plan.memory import Weights, own_elements
-from bigdiff.plan.network import network
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import Machine, Pace, predict
 from bigdiff.runtime.world import World, enter, leave

@@ -60,7 +60,7 @@ def _times(one: Forecast, given: Basis, out: Console) -> Table:
     for row in one.rows:
         step = row.step
         rate = step.images_per_second / step.ranks
-        used = f"{rate * one.flops.model / given.device.peak:.0%}" if given.device else ""
+        used = f"{rate * one.flops.needed / given.device.peak:.0%}" if given.device else ""
         rows.append(
             (
                 f"{row.nodes:,}",

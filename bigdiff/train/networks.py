@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images
@@ -20,7 +20,7 @@ from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.evaluate.preview import Beside, Previewer
 from bigdiff.models import components, speed
-from bigdiff.models.denoiser import Denoiser
+from bigdiff.models.denoiser import Denoiser, build_denoiser
 from bigdiff.runtime.world import World
 from bigdiff.train import trial
 from bigdiff.train.data import Sets, fit_shapes
@@ -78,22 +78,6 @@ def load(stage: Stage) -> Networks:
         tokenizer=components.load_tokenizer(text.tokenizer, text.max_length) if text else None,
         denoiser=build_denoiser(stage, text_encoder),
     )
-
-
-def build_denoiser(stage: Stage, text_encoder: CLIPTextModel | None) -> Denoiser:
-    """The trained module with seeded random weights; a run before may give it others."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage.seed)
-        unet = components.build_unet(stage.model.unet, stage.latent_size)
-    if stage.engine.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    trains_text = stage.model.text is not None and stage.model.text.train
-    denoiser = Denoiser(unet, text_encoder, trains_text)
-    denoiser.freeze(stage.model.frozen)
-    denoiser.train()
-    if denoiser.text_encoder is not None and not trains_text:
-        denoiser.text_encoder.eval()
-    return denoiser
 
 
 def fit(networks: Networks, sets: Sets) -> None:

@@ -34,8 +34,8 @@ from torch.profiler import record_function
 
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
-from bigdiff.models import agreement, speed
-from bigdiff.plan import devices, flops
+from bigdiff.models import agreement, flops, speed
+from bigdiff.runtime import devices
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import versions
 from bigdiff.runtime.watchdog import Watchdog
@@ -182,7 +182,7 @@ def compare(options: argparse.Namespace, pixels: int, micro: int, world: World) 
     return {
         "pixels": stage.resolution,
         "micro": micro,
-        "flops": flops.per_image(stage).model,
+        "flops": flops.per_image(stage).needed,
         "weights": weights,
         "rows": {name: asdict(row) for name, row in rows.items()},
         "ended": "",
@@ -252,9 +252,9 @@ def ceiling(device: torch.device) -> float:
 
 
 def peak(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s by the data sheet, of a device that bigdiff.plan.devices has."""
-    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    return next((one.peak for one in devices.TABLE.values() if one.name.partition("-")[0] in name), None)
+    """Dense bf16 FLOP/s by the data sheet, of a device that bigdiff.runtime.devices has."""
+    found = devices.called(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if found is None else found.peak
 
 
 def tried(options: argparse.Namespace, pixels: int, micro: int, world: World) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster, load_stage
-from bigdiff.plan.devices import device
 from bigdiff.plan.forecast import Basis, Forecast, asked, forecast
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import FRACTION
+from bigdiff.runtime.devices import device
 
 CLUSTER = load_cluster("sd-v1-card")
 OPTIONS: dict[str, Any] = dict.fromkeys(["device", "probe", "cluster", "nodes", "network", "price"])

@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from bigdiff.config.load import load_cluster, load_stage
-from bigdiff.plan.devices import device
 from bigdiff.plan.forecast import Basis, Forecast, forecast
 from bigdiff.plan.outlook import report
+from bigdiff.runtime.devices import device
 
 SMALL = ("model.unet.block_out_channels=[32,64,128,128]", "model.unet.attention_head_dim=4")
 GIVEN = Basis(device=device("h200"), price=3.0)

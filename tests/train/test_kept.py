@@ -13,9 +13,9 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
 from bigdiff.models import components
-from bigdiff.models.denoiser import Denoiser
+from bigdiff.models.denoiser import Denoiser, build_denoiser
 from bigdiff.runtime.world import World, enter, leave
-from bigdiff.train import kept, networks
+from bigdiff.train import kept
 from bigdiff.train.kept import Kept
 from bigdiff.train.networks import Networks
 
@@ -61,7 +61,7 @@ def stage_of(toy: Path, tmp_path: Path) -> Stages:
 def built(stage: Stage) -> Networks:
     assert stage.model.text
     text_encoder = components.load_text_encoder(stage.model.text.encoder)
-    return Networks(stage=stage, vae=None, tokenizer=None, denoiser=networks.build_denoiser(stage, text_encoder))
+    return Networks(stage=stage, vae=None, tokenizer=None, denoiser=build_denoiser(stage, text_encoder))
 
 
 def settled(stage: Stage, world: World) -> tuple[Kept, dict[str, nn.Parameter]]:

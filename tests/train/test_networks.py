@@ -47,30 +47,3 @@ def test_a_stage_that_draws_its_crops_needs_some_and_another_takes_any(
             return
         with pytest.raises(UsageError, match=r"crops is 'absent' in the set, 3 is needed.*encode_latents.py --crops 3"):
             networks.refuse_other_latents(latents, needed)
-
-
-def test_random_weights_follow_the_seed_and_leave_the_generator_alone(toy: Path) -> None:
-    def weights(seed: int) -> torch.Tensor:
-        stage = load_stage(str(toy / "stage.yaml"), [f"seed={seed}"])
-        assert stage.model.text
-        text = components.load_text_encoder(stage.model.text.encoder)
-        return next(networks.build_denoiser(stage, text).unet.parameters()).detach()
-
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
-    torch.manual_seed(5)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("train", "trained"), [("false", False), ("true", True)])
-def test_the_text_encoder_learns_only_when_asked(toy: Path, train: str, trained: bool) -> None:
-    stage = load_stage(str(toy / "stage.yaml"), [f"model.text.train={train}"])
-    assert stage.model.text
-    text = components.load_text_encoder(stage.model.text.encoder)
-    denoiser = networks.build_denoiser(stage, text)
-    names = denoiser.trained()
-    assert any(name.startswith("unet.") for name in names)
-    assert any(name.startswith("text_encoder.") for name in names) is trained
-    assert denoiser.text_encoder is not None and denoiser.text_encoder.training is trained

@@ -6,7 +6,7 @@ import torch
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
-from bigdiff.plan.network import network
+from bigdiff.models.network import network
 
 
 def test_sd_v1_is_its_unet_and_clips_text_model() -> None:

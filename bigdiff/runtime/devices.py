@@ -1,4 +1,4 @@
-"""The accelerators that stages are planned for: one table, each row from its maker's data sheet."""
+"""The accelerators that stages are planned for and measured on: one table, each row from its maker's data sheet."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +11,7 @@ class Device:
     """What the maker states; rates are upper bounds that no network reaches."""
 
     name: str
+    called: str  # what the driver calls it, as torch.cuda.get_device_name gives it
     peak: float  # dense bf16 FLOP/s, without sparsity
     memory: float  # bytes
     bandwidth: float  # of its memory, bytes/s
@@ -25,6 +26,7 @@ TABLE: Final = {
     for one in (
         Device(
             name="a100-40",
+            called="NVIDIA A100-SXM4-40GB",
             peak=312e12,
             memory=40e9,
             bandwidth=1.555e12,
@@ -35,6 +37,7 @@ TABLE: Final = {
         ),
         Device(
             name="a100-80",
+            called="NVIDIA A100-SXM4-80GB",
             peak=312e12,
             memory=80e9,
             bandwidth=2.039e12,
@@ -45,6 +48,7 @@ TABLE: Final = {
         ),
         Device(
             name="h100",
+            called="NVIDIA H100 80GB HBM3",
             peak=989e12,
             memory=80e9,
             bandwidth=3.35e12,
@@ -55,6 +59,7 @@ TABLE: Final = {
         ),
         Device(
             name="h200",
+            called="NVIDIA H200",
             peak=989e12,
             memory=141e9,
             bandwidth=4.8e12,
@@ -65,6 +70,7 @@ TABLE: Final = {
         ),
         Device(
             name="b200",
+            called="NVIDIA B200",
             peak=2250e12,
             memory=180e9,
             bandwidth=8.0e12,
@@ -84,5 +90,13 @@ def device(name: str) -> Device:
         UsageError: naming the rows.
     """
     if name not in TABLE:
-        raise UsageError(f"--device {name}: the table of bigdiff/plan/devices.py has {', '.join(TABLE)}")
+        raise UsageError(f"--device {name}: the table of bigdiff/runtime/devices.py has {', '.join(TABLE)}")
     return TABLE[name]
+
+
+def called(reported: str) -> Device | None:
+    """The row of a device by the driver's name for it; None for one that the table does not have.
+
+    The whole name counts: "NVIDIA H100 PCIe" and "NVIDIA H200 NVL" have other peaks than the rows of the SXM boards.
+    """
+    return next((one for one in TABLE.values() if one.called == reported), None)

@@ -3,8 +3,8 @@ from functools import cache
 import pytest
 
 from bigdiff.config.load import load_stage
-from bigdiff.plan import flops
-from bigdiff.plan.flops import Flops
+from bigdiff.models import flops
+from bigdiff.models.flops import Flops
 
 # of SD's kind, and counted in a second
 SMALL = ("model.unet.block_out_channels=[32,64,128,128]", "model.unet.attention_head_dim=4")
@@ -22,6 +22,7 @@ def test_sd_v1_has_its_known_count(name: str, forward: float, both: float) -> No
     assert found.forward / 1e9 == pytest.approx(forward, abs=1e-3)
     assert found.model / 1e9 == pytest.approx(both, abs=1e-3)
     assert found.recomputed == 0
+    assert found.needed == found.model + found.frozen == found.total
     assert found.frozen / 1e9 == pytest.approx(13.30, abs=0.01)  # CLIP ViT-L/14's text model over 77 tokens
 
 
@@ -30,6 +31,7 @@ def test_checkpointing_recomputes_less_than_a_forward_pass_and_changes_nothing_e
     assert (again.forward, again.backward, again.frozen) == (plain.forward, plain.backward, plain.frozen)
     assert 0.6 * plain.forward < again.recomputed < plain.forward
     assert again.total == plain.total + again.recomputed
+    assert again.needed == plain.needed == plain.total
 
 
 def test_pictures_cost_the_encoder() -> None:

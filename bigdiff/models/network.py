@@ -13,8 +13,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Autoencoder, Stage, on_images
 from bigdiff.models.autoencoder import build
 from bigdiff.models.components import local_folder
-from bigdiff.models.denoiser import Denoiser
-from bigdiff.train.networks import build_denoiser
+from bigdiff.models.denoiser import Denoiser, build_denoiser
 
 # by the width of their states: CLIP ViT-L/14's text model (SD 1.x) and OpenCLIP ViT-H/14's without its last layer
 _TEXT: Final = {

@@ -1,7 +1,7 @@
 import pytest
 
 from bigdiff.config.errors import UsageError
-from bigdiff.plan.devices import TABLE, device
+from bigdiff.runtime.devices import TABLE, called, device
 
 
 def test_rows_have_their_names_a_source_and_sound_ratios() -> None:
@@ -22,3 +22,9 @@ def test_known_figures() -> None:
 def test_another_name_is_refused_with_the_choices() -> None:
     with pytest.raises(UsageError, match="a100-40, a100-80, h100"):
         device("tpu")
+
+
+def test_a_device_is_known_by_the_drivers_whole_name() -> None:
+    assert all(called(one.called) is one for one in TABLE.values())
+    assert called("NVIDIA H200") is device("h200")
+    assert called("NVIDIA H200 NVL") is called("NVIDIA H100 PCIe") is called("cpu") is called("") is None
