@@ -24,8 +24,8 @@ from bigdiff.cluster import suspects
 from bigdiff.cluster.clients import scontrol, state
 from bigdiff.cluster.crash import RECORD, Crash, Kind, avoided, crashes
 from bigdiff.cluster.follow import sentence
-from bigdiff.cluster.records import write
 from bigdiff.config.errors import LastingError, NodeError, RunError, UsageError, door
+from bigdiff.runtime.records import write
 
 LEAVE_SECONDS: Final = 60  # in which SLURM ends the batch script of a requeued job
 _KINDS: Final[Mapping[Kind, type[Exception]]] = {"input": UsageError, "lasting": LastingError, "node": NodeError}

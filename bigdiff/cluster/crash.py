@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from bigdiff.cluster.records import read
+from bigdiff.runtime.records import read
 
 RECORD: Final = "crashes.json"  # in the run's folder of logs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bigdiff.cluster.crash import Crash, crashes
-from bigdiff.cluster.records import read, write
+from bigdiff.runtime.records import read, write
 
 RECORD: Final = "starts.json"  # in the run's folder of logs
 # SLURM's own words for it are gone once the job has begun again

@@ -4,13 +4,12 @@ Read from the run's folder, and from SLURM where that is here: a job's state is 
 """
 
 import fcntl
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bigdiff.checkpoint import layout
 from bigdiff.cluster import task
@@ -19,9 +18,9 @@ from bigdiff.cluster.crash import Crash, crashes
 from bigdiff.cluster.starts import CRASHED, Start, starts
 from bigdiff.config.recipe import Task
 from bigdiff.config.schema import Stage
+from bigdiff.metrics import readings
 
 _JOB: Final = re.compile(r"\d{8}-\d{6}-(\d+)")  # a job's folder among the logs: when it was submitted, and its id
-_TAIL: Final = 1 << 16  # bytes of metrics.jsonl that hold its last line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +115,7 @@ def find(run: Path) -> Found:
         on_slurm=any((run / "logs" / job).glob("*_submission.sh")) if job else False,
         held=_is_held(run / "running.lock"),
         checkpoint=layout.step_of(newest) if newest else 0,
-        reading=last_reading(run / layout.METRICS),
+        reading=readings.last(run / layout.METRICS),
         crashes=tuple(crashes(run / "logs")),
         starts=tuple(one for one in starts(run / "logs") if one.job == job),
     )
@@ -148,18 +147,6 @@ def waiting(run: Path) -> tuple[str, str]:
     if queued is None or queued.state == "COMPLETING":
         return "", ""
     return found.job, queued.state.lower()
-
-
-def last_reading(metrics: Path) -> dict[str, float]:
-    """The last whole line of a run's metrics; {} where there is none."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(metrics.stat().st_size - _TAIL, 0))
-            lines = file.read().split(b"\n")[:-1]  # a line that is being written has no end yet
-    except FileNotFoundError:
-        return {}
-    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return found
 
 
 def _newest_job(logs: Path) -> str:

@@ -1,5 +1,7 @@
 """Whether a stage's values fit each other: every setting that cannot work, or would have no effect, is refused."""
 
+import math
+
 from bigdiff.config import averages
 from bigdiff.config.autoencoder_rules import autoencoder_rules
 from bigdiff.config.engine_rules import engine_rules, recovery_rules, speed_rules
@@ -39,6 +41,10 @@ def _rules(stage: Stage) -> list[tuple[bool, str]]:
     decays = optim.schedule != "constant"
     return [
         *[(value <= 0, f"{key}={value} must be positive") for key, value in positive.items()],
+        (
+            not 0 <= stage.log.price_per_device_hour < math.inf,
+            f"log.price_per_device_hour={stage.log.price_per_device_hour} must not be negative; 0 is no price",
+        ),
         *data_rules(stage),
         *_checkpoint_rules(stage),
         *_diffusion_rules(stage.diffusion),

@@ -243,9 +243,10 @@ class Recovery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Log:
-    """How often a line goes to the log, TensorBoard and metrics.jsonl."""
+    """How often a line goes to the log, TensorBoard and metrics.jsonl, and what it counts."""
 
     every: int = 50  # steps
+    price_per_device_hour: float = 0.0  # money, in any currency, for cost/so_far and cost/left; 0: none of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

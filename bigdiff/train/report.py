@@ -1,5 +1,6 @@
 """What a run tells of itself: a line for a person, points for TensorBoard and metrics.jsonl, pictures."""
 
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -23,7 +24,9 @@ CHARTS: Final = {
     "images per second": ("^speed/images_per_second$",),
     "share of the time that waits for data": ("^speed/data_wait_fraction$",),
     "slowest process over the median": ("^speed/slowest_rank$",),
+    "MFU: model FLOPs over the devices' stated peak": ("^speed/mfu$",),
     "hours left": ("^speed/hours_left$",),
+    "money, so far and left": ("^cost/",),
     "distance of the averages": ("^distance/",),
 }
 
@@ -46,6 +49,7 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
     )
     if run.writer is None:
         return
+    left = (run.stage.steps - state.step) * run.stage.batch.total / reading.images_per_second / 3600
     values = {
         "train/loss": reading.loss,
         "train/grad_norm": norm,
@@ -54,13 +58,14 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
         "speed/images_per_second": reading.images_per_second,
         "speed/data_wait_fraction": reading.data_wait_fraction,
         "speed/slowest_rank": reading.slowest.ratio,
-        "speed/hours_left": (run.stage.steps - state.step) * run.stage.batch.total / reading.images_per_second / 3600,
+        "speed/hours_left": left,
         "memory/peak_gb": reading.peak_memory / 1e9,
         "speed/checkpoint_stall_seconds": run.checkpoints.stall_seconds(),
         "data/damaged": float(damaged),
         "data/tombstoned": float(dead),
         "recovery/skipped_steps": float(skipped),
     }
+    values |= run.usage.figures(reading.images_per_second, left, time.time())
     bins = enumerate(reading.loss_by_bin)
     values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}
     values |= validated

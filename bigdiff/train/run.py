@@ -25,6 +25,7 @@ from bigdiff.runtime.world import World
 from bigdiff.train.held import Held
 from bigdiff.train.recovery import Curve
 from bigdiff.train.task import Micro, Task
+from bigdiff.train.usage import Usage
 
 START, CURVE = "start", "curve"  # where a checkpoint names the start that wrote it, and has the curve it saw
 
@@ -62,6 +63,7 @@ class Run:
     began: int  # samples seen before this start
     identity: Identity
     meters: Meters
+    usage: Usage
     writer: Writer | None  # on rank 0
     preview: Drawer | None
     held: Held | None  # the samples that it is validated on

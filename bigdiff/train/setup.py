@@ -46,6 +46,7 @@ from bigdiff.train.recovery import Curve
 from bigdiff.train.regrouped import Around
 from bigdiff.train.resuming import Standing, warn
 from bigdiff.train.run import CURVE, START, Outcome, Run
+from bigdiff.train.usage import begin as begin_usage
 
 
 def train_stage(stage: Stage, check: Check | None = None) -> Outcome:
@@ -87,21 +88,19 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
             held = closing.enter_context(held_out_samples(found, world))
         engine = Engine(found.module, found.trained(), stage, world)
         identity = stream.identity(stage, sets, course, stored.sha256)
-        ema = Averages(engine.partition.masters, stage.ema)
-        start = stream.start_name(stage, world)
+        ema, start = Averages(engine.partition.masters, stage.ema), stream.start_name(stage, world)
         names = [*MOMENTS, *ema.tensors]
         checkpoints = CheckpointWriter(folder, world, engine.partition, names, stage.checkpoint, mark)
         standing = resume(stage, world, engine, ema, identity, around)
         del around, given  # the size of the network, on each process
-        state = standing.state
+        state, usage = standing.state, begin_usage(found, sets, engine.half, world)
         writer = writing(stage, folder, sets, state) if world.first else None
         place = Place(start=start, parent=standing.start, step=state.step, rank=world.rank, size=world.size)
         feed = stream.feed(stage, world, sets, course, place, state.samples_seen)
         for opened in (checkpoints, writer, feed.ledger, feed.batches):  # closed in the reverse order
             if opened is not None:
                 closing.callback(opened.close)
-        announce(stage, engine, ema, sets, state, world)
-        yield Run(
+        run = Run(
             stage=stage,
             folder=folder,
             world=world,
@@ -124,12 +123,15 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
             began=state.samples_seen,
             identity=identity,
             meters=Meters(stage.diffusion.train_timesteps, world),
+            usage=usage,
             writer=writer,
             preview=prepared.preview,
             held=held,
             stop=stop,
             say=speaker(world),
         )
+        announce(run)
+        yield run
 
 
 def prepare(
@@ -153,17 +155,18 @@ def speaker(world: World) -> Callable[[str], None]:
     return say
 
 
-def announce(stage: Stage, engine: Engine, ema: Averages, sets: stream.Sets, state: TrainState, world: World) -> None:
-    """Tell a person what begins."""
-    say = speaker(world)
-    say(
-        f"{stage.name}: {engine.partition.total:,} trained parameters, "
-        f"{sum(one.manifest.samples for one in sets):,} samples, "
-        f"{world.size} processes on {world.device.type}, {'bf16 over fp32' if engine.half else 'fp32'}, "
-        f"from step {state.step}"
+def announce(run: Run) -> None:
+    """Tell a person what begins, and what it will not have."""
+    run.say(
+        f"{run.stage.name}: {run.engine.partition.total:,} trained parameters, "
+        f"{sum(one.manifest.samples for one in run.sets):,} samples, "
+        f"{run.world.size} processes on {run.world.device.type}, {'bf16 over fp32' if run.engine.half else 'fp32'}, "
+        f"from step {run.state.step}"
     )
-    if not ema.tensors:
-        say("no averages: previews, export and the stages that start from this one take the weights themselves")
+    if not run.ema.tensors:
+        run.say("no averages: previews, export and the stages that start from this one take the weights themselves")
+    if run.usage.lacks:
+        run.say(f"no speed/mfu: {run.usage.lacks}")
 
 
 def resume(stage: Stage, world: World, engine: Engine, ema: Averages, identity: Identity, around: Around) -> Standing:

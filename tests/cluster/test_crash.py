@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bigdiff.cluster.crash import RECORD, Crash, avoided, crashes, endured
-from bigdiff.cluster.records import write
 from bigdiff.config.errors import RunError
+from bigdiff.runtime.records import write
 
 CRASH = Crash(time=1.5, job="20261121-101500-17", nodes="n[1-3]", status=137, step=4, kind="passing", why="it is gone")
 

@@ -6,9 +6,9 @@ import pytest
 
 from bigdiff.cluster import crash, starts
 from bigdiff.cluster.crash import Crash
-from bigdiff.cluster.records import write
 from bigdiff.cluster.starts import RECORD, UNTOLD
 from bigdiff.config.errors import RunError
+from bigdiff.runtime.records import write
 
 CRASH = Crash(time=0.0, job="20261121-101500-17", nodes="n1", status=137, step=4, kind="passing", why="it is gone")
 

@@ -20,6 +20,8 @@ def test_a_good_stage_passes_unchanged() -> None:
         ("steps=0", "steps=0 must be positive"),
         ("batch.micro=0", "batch.micro=0 must be positive"),
         ("log.every=-1", "log.every=-1 must be positive"),
+        ("log.price_per_device_hour=-1", "log.price_per_device_hour=-1.0 must not be negative; 0 is no price"),
+        ("log.price_per_device_hour=.nan", "log.price_per_device_hour=nan must not be negative"),
         ("checkpoint.wait_seconds=0", "checkpoint.wait_seconds=0 must be positive"),
         ("checkpoint.keep_every=-5000", "checkpoint.keep_every=-5000 must not be negative"),
         ("checkpoint.keep_every=7000", "must be a multiple of checkpoint.every=5000"),

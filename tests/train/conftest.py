@@ -28,9 +28,11 @@ from bigdiff.train import data
 from bigdiff.train.recovery import Curve
 from bigdiff.train.run import Run
 from bigdiff.train.task import Losses, Micro
+from bigdiff.train.usage import Start, Usage
 
 SHAPE = (2, 4, 4)  # of a toy's latent
 RATE = 0.02
+START = Start(time=0.0, devices=1, device="cpu", flops=0, network="")
 
 
 class Plain:
@@ -153,6 +155,7 @@ def making(world: World, toy: Path, runs: Path, *arguments: str) -> Iterator[Run
             began=0,
             identity=data.identity(stage, sets, course, ""),
             meters=Meters(stage.diffusion.train_timesteps, world),
+            usage=Usage(starts=(START,), peak=0.0, price=0.0),
             writer=writer,
             preview=None,
             held=None,

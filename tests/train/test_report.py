@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from bigdiff.metrics.meters import Slowest
 from bigdiff.train import report
 from bigdiff.train.run import Run
 from bigdiff.train.step import meter, optimizer_step
+from bigdiff.train.usage import Start, Usage
 
 MakeRun = Callable[..., Run]
 
@@ -55,8 +57,30 @@ def test_a_line_for_a_person_and_a_point_per_tag(make_run: MakeRun) -> None:
     assert 0.05 < point["memory/peak_gb"] < 100 and point["speed/slowest_rank"] == 1.0
     assert point["data/damaged"] == point["data/tombstoned"] == point["recovery/skipped_steps"] == 0
     assert point["speed/checkpoint_stall_seconds"] == 0
+    assert point["speed/restarts"] == 0
+    assert not point.keys() & {"speed/tflops_per_device", "speed/mfu", "cost/so_far", "cost/left"}
     assert run.losses == [point["train/loss"]]
     assert run.meters.empty
+
+
+def test_flops_and_money_follow_the_speed_and_the_clock(make_run: MakeRun) -> None:
+    run = make_run()
+    earlier = Start(time=0.0, devices=4, device="x", flops=10**9, network="", seconds=7200.0)
+    run.usage = Usage(starts=(earlier, replace(earlier, time=time.time() - 1800, devices=2)), peak=1e12, price=3.0)
+    report.log(run, metered(run), {})
+    (point,) = points(run)
+    rate, left = point["speed/images_per_second"], point["speed/hours_left"]
+    assert point["speed/tflops_per_device"] == pytest.approx(1e9 * rate / 2 / 1e12)
+    assert point["speed/mfu"] == pytest.approx(point["speed/tflops_per_device"])  # the peak is 1 TFLOP/s
+    assert point["cost/so_far"] == pytest.approx(3 * (4 * 2 + 2 * 0.5), rel=0.01)
+    assert point["cost/left"] == pytest.approx(3 * 2 * left)
+    assert point["speed/restarts"] == 1
+
+
+def test_the_first_page_has_every_tag_of_speed_and_money_that_a_person_looks_for() -> None:
+    shown = [tag for tags in report.CHARTS.values() for tag in tags]
+    for tag in ("speed/mfu", "speed/images_per_second", "cost/so_far", "cost/left"):
+        assert sum(bool(re.search(one, tag)) for one in shown) == 1
 
 
 def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

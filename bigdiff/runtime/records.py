@@ -1,4 +1,4 @@
-"""Lists of records that a run keeps among its logs, as JSON: one writer at a time, whole or not at all."""
+"""Lists of records that a run keeps, as JSON: one writer at a time, whole or not at all."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,12 +1,12 @@
-"""Records among a run's logs."""
+"""Records that a run keeps."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bigdiff.cluster.records import read, write
 from bigdiff.config.errors import RunError
+from bigdiff.runtime.records import read, write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
