@@ -68,6 +68,7 @@ def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, zero
 def test_two_ranks_then_one_then_three_train_what_two_do(start: Start, tmp_path: Path, zero: int) -> None:
     # a large eps keeps Adam from dividing tiny gradients by their own size, which magnifies rounding a hundredfold
     common = (f"steps={STEPS}", "checkpoint.every=3", "batch.total=12", "batch.micro=2", "optim.eps=1e-4")
+    common += ("log.price_per_device_hour=1e6",)  # large enough for seconds
     arguments = (*common, f"engine.zero_stage={zero}")
     ended(start(2, *arguments, "name=whole"))
     for size, step in ((2, 3), (1, 6)):
@@ -79,3 +80,19 @@ def test_two_ranks_then_one_then_three_train_what_two_do(start: Start, tmp_path:
         ours, whole = held(tmp_path / "resized", which), held(tmp_path / "whole", which)
         torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
         assert bool(whole.any())
+    counted(tmp_path / "resized")
+
+
+def counted(run: Path) -> None:
+    """Every start of it is known, and its money never falls."""
+    lines = [json.loads(line) for line in (run / layout.METRICS).read_text().splitlines()]
+    assert [line["speed/restarts"] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2]
+    money = [line["cost/so_far"] for line in lines]
+    assert money[0] > 0 and money == sorted(money)
+    starts = json.loads((run / "usage.json").read_text())
+    assert [one["devices"] for one in starts] == [2, 1, 3]
+    spent = [one["devices"] * one["seconds"] for one in starts]
+    last = 3 * (lines[-1]["time"] - starts[-1]["time"])
+    assert money[-1] == pytest.approx(1e6 * (sum(spent) + last) / 3600, rel=0.1)
+    assert starts[0]["flops"] == starts[2]["flops"] > 0
+    assert all(line["speed/tflops_per_device"] > 0 and "speed/mfu" not in line for line in lines)
