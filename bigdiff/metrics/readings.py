@@ -17,3 +17,12 @@ def last(metrics: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return found
+
+
+def every(metrics: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics, the oldest first; none where there is no file."""
+    try:
+        lines = metrics.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
