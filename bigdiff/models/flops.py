@@ -57,7 +57,7 @@ def per_image(stage: Stage) -> Flops:
 
 
 def of(found: Network) -> Flops:
-    """Of an image through `found`, about 2 s of work for SD's UNet; what checkpointing recomputes is in `backward`."""
+    """Of an image through `found`, 1 to 2 s of work for SD's UNet; what checkpointing recomputes is in `backward`."""
     with _counter() as counter:
         output = found.denoiser(*found.inputs(1, found.tokens and found.denoiser.train_text))
         forward = counter.get_total_flops()

@@ -111,8 +111,8 @@ def report(found: Comparison) -> Sequence[RenderableType]:
         out.add_column(column, justify="left" if number == 0 else "right")
     for one in found.pairs:
         out.add_row(one.what, f"{one.predicted:,.1f}", f"{one.measured:,.1f}", f"{one.ratio:.2f}")
-    node = "node" if found.nodes == 1 else "nodes"
-    head = f"{found.stage} on {found.devices} x {found.device}, {found.nodes} {node}; medians of {found.lines} lines"
+    node, line = ("node", "nodes")[found.nodes > 1], ("line", "lines")[found.lines > 1]
+    head = f"{found.stage} on {found.devices} x {found.device}, {found.nodes} {node}; medians of {found.lines} {line}"
     return [Text(head), out, *(Text(one, style="dim") for one in found.assumed)]
 
 

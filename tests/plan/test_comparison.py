@@ -70,7 +70,7 @@ def test_it_is_printed_and_kept(
     assert kept == json.loads(json.dumps(asdict(found)))
     assert [one.what for one in found.pairs] == ["images/s", "step, ms"]
     printed = capsys.readouterr().out
-    assert "made on 2 x cpu, 1 node; medians of 1 lines" in printed
+    assert "made on 2 x cpu, 1 node; medians of 1 line\n" in printed
     assert f"{found.pairs[0].predicted:,.1f}" in printed and "measured: " in printed
 
 
