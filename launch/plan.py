@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--nodes", help="numbers of nodes, such as 1,8,64 (default: the cluster's)")
     parser.add_argument("--network", type=float, help="Gb/s between nodes for each rank (default: 400)")
     parser.add_argument("--price", type=float, help="of a device and hour")
+    parser.add_argument("--samples", type=int, help="of each stage's set: its storage, and encoding it")
+    parser.add_argument("--picture-kb", type=float, help="1e3 bytes of a stored picture, in the mean")
     arguments = parser.parse_intermixed_args()
     recipe, planned = None, ()
     if arguments.recipe:

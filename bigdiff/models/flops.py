@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers import AutoencoderKL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigdiff.config.schema import Stage
-from bigdiff.models.network import Network, network
+from bigdiff.models.network import Network, autoencoder, network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,14 +67,29 @@ def of(found: Network) -> Flops:
     return Flops(forward=forward, backward=both - forward, recomputed=0, frozen=_frozen(found))
 
 
+def encoding(stage: Stage) -> int:
+    """Of an image of the stage's resolution through its autoencoder's encoder; 0 where that is not known.
+
+    Raises:
+        UsageError: as `autoencoder`.
+    """
+    with torch.device("meta"):
+        encoder, _ = autoencoder(stage)
+    return _encoded(encoder, stage.resolution) if encoder is not None else 0
+
+
+def _encoded(encoder: AutoencoderKL, side: int) -> int:
+    with torch.no_grad(), _counter() as counter:
+        encoder.encode(torch.zeros(1, int(encoder.config["in_channels"]), side, side, device="meta"))
+    return counter.get_total_flops()
+
+
 def _frozen(found: Network) -> int:
     with torch.no_grad(), _counter() as counter:
         if found.tokens and not found.denoiser.train_text:
             found.denoiser.states(found.inputs(1, tokens=True)[2])
-        if found.encoder is not None:
-            encoder, side = found.encoder, found.stage.resolution
-            encoder.encode(torch.zeros(1, int(encoder.config["in_channels"]), side, side, device="meta"))
-    return counter.get_total_flops()
+    encoded = _encoded(found.encoder, found.stage.resolution) if found.encoder is not None else 0
+    return counter.get_total_flops() + encoded
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def network(stage: Stage, device: str = "meta") -> Network:
         raise UsageError(f"stage {stage.name} trains an autoencoder: only diffusion stages can be planned")
     with torch.device(device):
         text, said = _text_encoder(stage)
-        encoder, also = _encoder(stage)
+        encoder, also = autoencoder(stage) if on_images(stage.data) else (None, ())
         denoiser = build_denoiser(stage, text)
     return Network(stage=stage, denoiser=denoiser, encoder=encoder, notes=(*said, *also))
 
@@ -93,9 +93,13 @@ def _text_encoder(stage: Stage) -> tuple[CLIPTextModel | None, tuple[str, ...]]:
     return CLIPTextModel(CLIPTextConfig(**sizes)), (note,)
 
 
-def _encoder(stage: Stage) -> tuple[AutoencoderKL | None, tuple[str, ...]]:
-    """The autoencoder of a stage that reads pictures, by its config.json, or SD's."""
-    if stage.model.vae is None or not on_images(stage.data):
+def autoencoder(stage: Stage) -> tuple[AutoencoderKL | None, tuple[str, ...]]:
+    """The autoencoder of a stage's latents by its config.json, or SD's, and what was taken for what is not there.
+
+    Raises:
+        UsageError: for a config.json that cannot be read.
+    """
+    if stage.model.vae is None:
         return None, ()
     source, kl_f8 = stage.model.vae.source, Autoencoder()
     found = _config(source)

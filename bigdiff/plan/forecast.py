@@ -1,7 +1,7 @@
 """A stage on clusters of several sizes before anything runs: time, efficiency, memory, traffic, cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bigdiff.config.cluster import Cluster
@@ -18,9 +18,11 @@ from bigdiff.plan.links import EFFICIENCY, Fabric
 from bigdiff.plan.memory import Part, Weights, largest_micro, state, transient
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, predict, update_bytes
+from bigdiff.plan.storage import Pictures, Storage, storage
 from bigdiff.plan.volumes import Volume, volumes
 from bigdiff.runtime.devices import Device, device
 
+_GIVEN: Final = ("cluster", "nodes", "network", "price", "samples", "picture_kb")
 NETWORK: Final = 400.0  # Gb/s of each device's card, where nothing else is given
 
 
@@ -32,6 +34,7 @@ class Basis:
     probe: Probe | None = None
     network: float = NETWORK  # Gb/s between nodes for each rank
     price: float = 0.0  # of a device and hour
+    pictures: Pictures = field(default_factory=Pictures)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,7 @@ class Forecast:
     activations: Activations
     machine: Machine
     rows: tuple[Row, ...]
+    storage: Storage
     assumed: tuple[str, ...]  # sentences
 
 
@@ -75,21 +79,25 @@ def asked(options: Mapping[str, Any]) -> Asked | None:
     Raises:
         UsageError: for options without effect, or a number out of range.
     """
-    given = {name: options[name] for name in ("cluster", "nodes", "network", "price") if options[name] is not None}
+    given = {name: options[name] for name in _GIVEN if options[name] is not None}
     if options["device"] is None and options["probe"] is None:
         if given:
-            raise UsageError(f"--{next(iter(given))} has no effect without --device NAME or --probe FILE: add one")
+            name = next(iter(given)).replace("_", "-")
+            raise UsageError(f"--{name} has no effect without --device NAME or --probe FILE: add one")
         return None
     if options["fidelity"]:
         raise UsageError("--probe has no effect with --fidelity: leave one of them out")
-    for name in ("network", "price"):
+    if "picture_kb" in given and "samples" not in given:
+        raise UsageError("--picture-kb has no effect without --samples N: add it")
+    for name in ("network", "price", "samples", "picture_kb"):
         if name in given and given[name] <= 0:
-            raise UsageError(f"--{name} {given[name]:g} must be positive")
+            raise UsageError(f"--{name.replace('_', '-')} {given[name]:g} must be positive")
     basis = Basis(
         device=device(options["device"]) if options["device"] else None,
         probe=probe.read(options["probe"]) if options["probe"] else None,
         network=given.get("network", NETWORK),
         price=given.get("price", 0.0),
+        pictures=Pictures(samples=given.get("samples", 0), kilobytes=given.get("picture_kb", 0.0)),
     )
     return Asked(basis=basis, nodes=_numbers(given.get("nodes", "")))
 
@@ -140,6 +148,7 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
         activations=kept,
         machine=machine,
         rows=tuple(rows),
+        storage=storage(stage, sum(found.sizes), given.pictures),
         assumed=(*assumed, *found.notes),
     )
 

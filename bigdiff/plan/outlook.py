@@ -10,6 +10,7 @@ from rich.text import Text
 from bigdiff.plan.cost import Cost
 from bigdiff.plan.forecast import Basis, Forecast, Row
 from bigdiff.plan.memory import peak
+from bigdiff.plan.storage import hours
 from bigdiff.plan.table import blank
 
 _LEGEND: Final = (
@@ -49,7 +50,24 @@ def _stage(one: Forecast, given: Basis, out: Console) -> list[RenderableType]:
         _traffic(one.rows, out),
         Text(),
         _cost(one, out),
+        Text(),
+        _storage(one, given, out),
     ]
+
+
+def _storage(one: Forecast, given: Basis, out: Console) -> Table:
+    stored, samples = one.storage, given.pictures.samples
+    lines = [("its checkpoints, at most c", _bytes(stored.checkpoints))]
+    if stored.pictures:
+        lines.append((f"{samples:,} pictures ~", _bytes(stored.pictures)))
+    if stored.latents:
+        lines.append((f"{samples:,} latents c", _bytes(stored.latents)))
+    if stored.latents and stored.encoding:
+        lines.append(("encoding one c", f"{stored.encoding / 1e9:,.1f} GFLOP"))
+    if stored.encoding and given.device:
+        taken = hours(stored, samples, given.device.peak)
+        lines.append(("encoding all ~", f"{taken:,.1f} device-hours"))
+    return _filled(out, ["on disks", ""], lines)
 
 
 def _times(one: Forecast, given: Basis, out: Console) -> Table:
@@ -141,7 +159,7 @@ def _costs(cost: Cost) -> tuple[str, ...]:
 
 
 def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:,.2f} {unit}"
     return f"{count:,.0f} B" if count else "-"

@@ -209,8 +209,18 @@ def test_a_plan_tells_time_memory_and_money_for_each_number_of_nodes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--stage", "256px", "--device", "h200", "--nodes", "1,32", "--price", "3", "batch.micro=64"]
+    options += ["--samples", "1000000", "--picture-kb", "60"]
     output = here(capsys, monkeypatch, "launch/plan.py", *options)
-    for part in ("859,520,964 trained parameters", "180.1 forward", "ZeRO-2", "32 nodes", "masters", "money ~", "H200"):
+    for part in (
+        "859,520,964 trained parameters",
+        "180.1 forward",
+        "ZeRO-2",
+        "32 nodes",
+        "masters",
+        "money ~",
+        "H200",
+        "encoding all ~",
+    ):
         assert part in output
     done = call("launch/plan.py", "--stage", "256px")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

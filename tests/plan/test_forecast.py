@@ -12,7 +12,9 @@ from bigdiff.plan.scaling import FRACTION
 from bigdiff.runtime.devices import device
 
 CLUSTER = load_cluster("sd-v1-card")
-OPTIONS: dict[str, Any] = dict.fromkeys(["device", "probe", "cluster", "nodes", "network", "price"])
+OPTIONS: dict[str, Any] = dict.fromkeys(
+    ["device", "probe", "cluster", "nodes", "network", "price", "samples", "picture_kb"]
+)
 OPTIONS |= {"fidelity": False}
 
 
@@ -78,6 +80,9 @@ def test_options() -> None:
         ({"device": "h100", "nodes": "1,x"}, "--nodes 1,x"),
         ({"device": "h100", "nodes": "0"}, "--nodes 0"),
         ({"device": "h100", "price": -1.0}, "--price -1 must be positive"),
+        ({"device": "h100", "samples": 0}, "--samples 0 must be positive"),
+        ({"device": "h100", "picture_kb": 60.0}, "--picture-kb has no effect without --samples N"),
+        ({"picture_kb": 60.0}, "--picture-kb has no effect without --device NAME"),
         ({"device": "h100", "network": 0.0}, "--network 0 must be positive"),
         ({"probe": "file", "fidelity": True}, "no effect with --fidelity"),
     ],
