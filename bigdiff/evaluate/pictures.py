@@ -119,6 +119,16 @@ def digest(folder: Path, files: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
+def of_pipeline(folder: Path) -> str:
+    """Sha256 of what a pipeline folder computes with: configurations, vocabularies, weights."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+    ]
+    return digest(folder, files)
+
+
 class _Folder:
     """Files below a folder, by name."""
 
@@ -195,13 +205,7 @@ class _Drawn:
         self._loaded: sampling.Pipeline | None = None
 
     def identity(self) -> str:
-        folder = self._source.pipeline
-        files = [
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
-        ]
-        return digest(folder, files)
+        return of_pipeline(self._source.pipeline)
 
     def some(self, begin: int, end: int) -> list[Image.Image]:
         if self._loaded is None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -55,6 +55,16 @@ class Sampling:
     batch: int = 8  # pictures at a time; does not change them
     height: int = 0  # pixels; 0 is the model's own size
     width: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One picture that is wanted."""
+
+    prompt: str | None  # None: of a model without text
+    negative: str = ""
+    seed: int = 0
+    place: int = 0  # among the pictures of its seed: with the seed it says which noise
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
@@ -111,35 +121,58 @@ def sample(
     Raises:
         UsageError: for settings that the scheduler or the model cannot take, or pictures that are not finite.
     """
+    wanted = [
+        Request(prompt=prompt, negative=settings.negative_prompt, seed=settings.seed, place=place)
+        for place, prompt in enumerate(prompts, first)
+    ]
+    return list(drawn(pipeline, wanted, settings, bar))
+
+
+def drawn(
+    pipeline: StableDiffusionPipeline, wanted: Sequence[Request], settings: Sampling, bar: bool = True
+) -> Iterator[Image.Image]:
+    """The pictures of `wanted`, in their order, as soon as each batch is there.
+
+    Negative prompts and seeds are those of `wanted`.
+
+    Raises:
+        UsageError: as `sample`, before the first picture where it can be known.
+    """
     check(settings)
     refuse_unfit(settings.scheduler, pipeline.scheduler.config)
     refuse_steps(settings.steps, pipeline.scheduler.config)
     pipeline.scheduler = SCHEDULERS[settings.scheduler].from_config(pipeline.scheduler.config)
-    negative = [settings.negative_prompt] if settings.negative_prompt else [""]
-    pictures: list[Image.Image] = []
-    with tqdm(total=len(prompts), unit=" images", desc="sample", disable=not bar) as shown, torch.inference_mode():
-        for start in range(0, len(prompts), settings.batch):
-            part = list(prompts[start : start + settings.batch])
-            try:
-                values = pipeline(
-                    prompt=part,
-                    negative_prompt=negative * len(part),
-                    num_inference_steps=settings.steps,
-                    guidance_scale=settings.guidance,
-                    generator=[generator(settings.seed, first + start + place) for place in range(len(part))],
-                    height=settings.height or None,
-                    width=settings.width or None,
-                    output_type="np",
-                ).images
-            except ValueError as error:
-                raise UsageError(f"the pipeline refuses these settings: {' '.join(str(error).split())}") from error
-            pictures += as_pictures(pipeline, values, first + start)
+    with tqdm(total=len(wanted), unit=" images", desc="sample", disable=not bar) as shown:
+        for part in parts(wanted, settings.batch):
+            yield from as_pictures(pipeline, _values(pipeline, part, settings), [one.place for one in part])
             shown.update(len(part))
-    return pictures
 
 
-def as_pictures(pipeline: Pipeline, values: npt.NDArray[Any], first: int) -> list[Image.Image]:
-    """What a pipeline drew, [B, H, W, C] from 0 to 1, in 8 bits; `first` is the number of the first picture.
+def parts(wanted: Sequence[Request], batch: int) -> Iterator[Sequence[Request]]:
+    """`wanted` in batches."""
+    return (wanted[start : start + batch] for start in range(0, len(wanted), batch))
+
+
+@torch.inference_mode()
+def _values(pipeline: StableDiffusionPipeline, part: Sequence[Request], settings: Sampling) -> npt.NDArray[np.float32]:
+    try:
+        values: npt.NDArray[np.float32] = pipeline(
+            prompt=[one.prompt for one in part],
+            negative_prompt=[one.negative for one in part],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=[generator(one.seed, one.place) for one in part],
+            height=settings.height or None,
+            width=settings.width or None,
+            output_type="np",
+        ).images
+    except ValueError as error:
+        raise UsageError(f"the pipeline refuses these settings: {' '.join(str(error).split())}") from error
+    return values
+
+
+def as_pictures(pipeline: Pipeline, values: npt.NDArray[Any], numbers: Sequence[int]) -> list[Image.Image]:
+    """What a pipeline drew, [B, H, W, C] from 0 to 1, in 8 bits; `numbers` [B] are the pictures'.
 
     Raises:
         UsageError: when one is not finite: in 8 bits it would be a black picture like any other.
@@ -147,11 +180,11 @@ def as_pictures(pipeline: Pipeline, values: npt.NDArray[Any], first: int) -> lis
     broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
     if len(broken):
         raise UsageError(
-            f"picture {first + broken[0]} has values that are not finite: the weights are damaged, or their type is "
+            f"picture {numbers[broken[0]]} has values that are not finite: the weights are damaged, or their type is "
             f"too narrow for this model; export another checkpoint, or with --dtype float32"
         )
-    drawn: list[Image.Image] = pipeline.numpy_to_pil(values)
-    return drawn
+    made: list[Image.Image] = pipeline.numpy_to_pil(values)
+    return made
 
 
 def check(settings: Sampling) -> None:

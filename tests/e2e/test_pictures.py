@@ -158,9 +158,9 @@ def test_a_model_of_digits_learns_resumes_exactly_and_is_drawn_from(
 
     pipeline = sampling.load(tmp_path / "out")
     settings = sampling.Sampling(steps=3, batch=2)
-    three = textless.either(pipeline, [], 3, settings)
+    three = textless.draw(pipeline, 3, settings)
     assert [one.size for one in three] == [(16, 16)] * 3 and three[0].mode == "RGB"
-    (first,) = textless.either(pipeline, [], 1, settings)
+    (first,) = textless.draw(pipeline, 1, settings)
     assert np.abs(np.asarray(first).astype(int) - np.asarray(three[0]).astype(int)).max() <= 1
 
 
@@ -170,4 +170,4 @@ def test_a_model_of_latents_without_text_is_drawn_from(trained: tuple[Path, list
     stock = LDMPipeline.from_pretrained(tmp_path / "out")
     assert stock(batch_size=1, num_inference_steps=2).images[0].size == (8, 8)
     pipeline = sampling.load(tmp_path / "out")
-    assert len(textless.either(pipeline, [], 2, sampling.Sampling(steps=3, scheduler="euler"))) == 2
+    assert len(textless.draw(pipeline, 2, sampling.Sampling(steps=3, scheduler="euler"))) == 2

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, DDPMPipeline, LDMPipeline, StableDiffusionP
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Diffusion
 from bigdiff.evaluate import sampling
-from bigdiff.evaluate.sampling import SCHEDULERS, Sampling
-from bigdiff.evaluate.textless import LATENTS, PIXELS, draw, either
+from bigdiff.evaluate.sampling import SCHEDULERS, Request, Sampling
+from bigdiff.evaluate.textless import LATENTS, PIXELS, draw, drawn, either
 from bigdiff.export.diffusers import pixel_scheduler, scheduler
 
 SHORT = Sampling(steps=4, batch=3)
@@ -120,15 +120,23 @@ def test_prompts_go_to_models_of_text_and_counts_to_the_others(pipeline: Path) -
     with_text, without = sampling.load(pipeline), of_latents()
     assert isinstance(with_text, StableDiffusionPipeline)
     settings = replace(SHORT, steps=1)
-    drawn, expected = either(with_text, ["a", "b"], None, settings), sampling.sample(with_text, ["a", "b"], settings)
-    assert [one.tobytes() for one in drawn] == [one.tobytes() for one in expected]
-    assert [one.tobytes() for one in either(without, [], 2, settings)] == [
-        one.tobytes() for one in draw(without, 2, settings)
+    said, unsaid = [Request(prompt=text, place=place) for place, text in enumerate("ab")], [Request(prompt=None)]
+    expected = sampling.sample(with_text, ["a", "b"], settings)
+    assert [one.tobytes() for one in either(with_text, said, settings)] == [one.tobytes() for one in expected]
+    assert [one.tobytes() for one in either(without, unsaid, settings)] == [
+        one.tobytes() for one in draw(without, 1, settings)
     ]
     with pytest.raises(UsageError, match="this model draws what a text says: give prompts, not a count"):
-        either(with_text, [], 2, settings)
+        either(with_text, unsaid, settings)
     with pytest.raises(UsageError, match="was trained without text: give a count of pictures, not prompts"):
-        either(without, ["a"], None, settings)
+        either(without, said, settings)
+
+
+def test_a_picture_has_the_seed_and_place_that_it_was_asked_with() -> None:
+    for pipeline in (of_latents(), of_pixels()):
+        other = np.asarray(draw(pipeline, 2, replace(SHORT, seed=5))[1]).astype(int)
+        mixed = [Request(prompt=None, seed=0, place=0), Request(prompt=None, seed=5, place=1)]
+        assert np.abs(np.asarray(list(drawn(pipeline, mixed, SHORT))[1]).astype(int) - other).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ def test_prompts_become_a_grid(call: Call, pipeline: Path, tmp_path: Path, capsy
     [
         (("--prompts", "none.txt", "--output", "x.png"), "cannot read the prompts in none.txt"),
         (("--prompt", "a", "--output", "x.jpg"), "must end in .png"),
+        (("--prompt", "a"), "say where the pictures go"),
+        (("--prompt", "a", "--folder", "x", "--seeds", "1,,2"), "must be whole numbers with commas"),
+        (("--prompt", "a", "--folder", "x"), "is not a pipeline"),
         (("--prompt", "a", "--output", "x.png", "--scheduler", "best"), "unknown"),
         (("--prompt", "a", "--output", "x.png"), "is not a pipeline"),
     ],

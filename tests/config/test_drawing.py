@@ -1,0 +1,49 @@
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from bigdiff.config.drawing import Drawing, asked, check
+from bigdiff.config.errors import UsageError
+
+GRID = Drawing(pipeline=Path("p"), output=Path("grid.png"), prompt=("a", "b"))
+
+
+def arguments(wanted: Drawing, **changed: object) -> dict[str, object]:
+    """As a door's parser has them."""
+    plain = {field.name: getattr(wanted, field.name) for field in fields(Drawing)}
+    return {**plain, "prompt": list(wanted.prompt) or None, "seed": None, "seeds": None, **changed}
+
+
+def test_arguments_become_a_drawing() -> None:
+    assert asked(arguments(GRID)) == GRID
+    assert asked(arguments(GRID, seed=4)) == replace(GRID, seeds=(4,))
+    assert asked(arguments(GRID, seeds="3, 1,2")) == replace(GRID, seeds=(3, 1, 2))
+    counted = replace(GRID, prompt=(), count=3)
+    assert asked(arguments(counted)) == counted
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sentence"),
+    [("", "'' must be whole numbers with commas"), ("1;2", "must be whole numbers"), ("1,2,1", "names 1 twice")],
+)
+def test_seeds_that_are_none_are_refused(seeds: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--seeds .*{sentence}"):
+        asked(arguments(GRID, seeds=seeds))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (replace(GRID, output=None), "say where the pictures go"),
+        (replace(GRID, output=Path("x.jpg")), "--output x.jpg must end in .png"),
+        (replace(GRID, folder=Path(__file__)), r"--folder .*test_drawing\.py is a file"),
+        (replace(GRID, output=None, folder=Path("f"), columns=2), "--columns has no effect without --output"),
+        (replace(GRID, columns=-1), "--columns -1 must not be negative"),
+        (replace(GRID, size=-8), "--size -8 must not be negative"),
+        (replace(GRID, count=0), "--count 0 must be positive"),
+    ],
+)
+def test_what_cannot_work_or_has_no_effect_is_refused(wanted: Drawing, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        check(wanted)
