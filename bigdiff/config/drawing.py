@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import flag
+
+STRENGTH: Final = 0.8  # of --image, as in diffusers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class Drawing:
     batch: int = 8
     size: int = 0  # pixels; 0 is the model's own
     columns: int = 0  # of the grid; 0: one for each seed, or about a square
+    image: Path | None = None  # with which each picture begins
+    strength: float | None = None  # share of the steps that change it; None: STRENGTH
 
 
 def asked(values: Mapping[str, Any]) -> Drawing:
@@ -62,7 +66,17 @@ def check(wanted: Drawing) -> Drawing:
     for name in ("columns", "size"):
         if getattr(wanted, name) < 0:
             raise UsageError(f"{flag(name)} {getattr(wanted, name)} must not be negative")
+    _check_image(wanted)
     return wanted
+
+
+def _check_image(wanted: Drawing) -> None:
+    if wanted.image is None and wanted.strength is not None:
+        raise UsageError("--strength has no effect without --image: leave it out")
+    if wanted.strength is not None and not 0 < wanted.strength <= 1:
+        raise UsageError(f"--strength {wanted.strength:g} must be above 0 and at most 1")
+    if wanted.image is not None and wanted.count is not None:
+        raise UsageError("--image is for models with text: give prompts, not a count")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

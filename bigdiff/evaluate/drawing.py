@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bigdiff.config.drawing import Drawing
+from bigdiff.config.drawing import STRENGTH, Drawing
 from bigdiff.config.errors import UsageError
 from bigdiff.data.decoding import Undecodable, load
-from bigdiff.evaluate import batchfile, grid, pictures, sampling, textless
+from bigdiff.evaluate import batchfile, denoising, grid, img2img, pictures, sampling, stages, textless
 from bigdiff.evaluate.batchfile import Line
 from bigdiff.evaluate.sampling import Request, Sampling
-from bigdiff.runtime.files import remove_leftovers
+from bigdiff.evaluate.stages import Stages
+from bigdiff.runtime.files import remove_leftovers, sha256
 
 _SIDE_LIMIT: Final = 1 << 28  # pixels of a picture that was drawn here
+_PLACES: Final = {"pipeline", "image"}  # where files lie is no part of a picture; what they hold is
 _MEND: Final = "take another folder, or delete that file"
 
 
@@ -27,6 +30,7 @@ class Plan:
     requests: tuple[Request, ...]
     settings: Sampling
     common: Mapping[str, Any]  # what all pictures have in common, as their PNGs tell it
+    stages: Stages | None  # None: diffusers' own call does it
 
 
 def plan(wanted: Drawing) -> Plan:
@@ -55,7 +59,10 @@ def plan(wanted: Drawing) -> Plan:
         "scheduler": wanted.scheduler,
         "size": wanted.size,
     }
-    return Plan(requests=_requests(wanted), settings=settings, common=common)
+    begun = _stages(wanted, settings)
+    if begun is not None and wanted.image is not None:
+        common |= {"image": str(wanted.image), "image_sha256": sha256(wanted.image), "strength": begun.strength}
+    return Plan(requests=_requests(wanted), settings=settings, common=common, stages=begun)
 
 
 def run(wanted: Drawing, say: Callable[[str], None]) -> None:
@@ -100,6 +107,14 @@ def summary(planned: Plan) -> dict[str, Any]:
         "seeds": [one.seed for one in planned.requests],
         "places": [one.place for one in planned.requests],
     }
+
+
+def _stages(wanted: Drawing, settings: Sampling) -> Stages | None:
+    if wanted.image is None:
+        return None
+    strength = STRENGTH if wanted.strength is None else wanted.strength
+    denoising.refuse_later(settings, strength, "--strength")
+    return Stages(image=img2img.read(wanted.image), strength=strength)
 
 
 def _requests(wanted: Drawing) -> tuple[Request, ...]:
@@ -149,7 +164,12 @@ def _of_line(line: Line, place: int, wanted: Drawing) -> Iterator[Request]:
 def _drawn(wanted: Drawing, planned: Plan, missing: Sequence[Request]) -> Iterator[Image.Image]:
     if not missing:
         return iter(())
-    return textless.either(sampling.load(wanted.pipeline), missing, planned.settings)
+    pipeline = sampling.load(wanted.pipeline)
+    if planned.stages is None:
+        return textless.either(pipeline, missing, planned.settings)
+    if not isinstance(pipeline, StableDiffusionPipeline):
+        raise UsageError("this model was trained without text, and draws from noise alone: leave out --image")
+    return stages.drawn(pipeline, missing, planned.settings, planned.stages)
 
 
 def _own(request: Request) -> dict[str, Any]:
@@ -167,7 +187,7 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def _is_there(file: Path, about: Mapping[str, Any]) -> bool:
-    """Whether the picture lies in `file`; where the pipeline lies is no part of it, what it holds is.
+    """Whether the picture lies in `file`.
 
     Raises:
         UsageError: when something else lies there.
@@ -177,7 +197,7 @@ def _is_there(file: Path, about: Mapping[str, Any]) -> bool:
     try:
         with Image.open(file, formats=("PNG",)) as picture:
             found = json.loads(picture.text["settings"])  # type: ignore[attr-defined]  # PngImageFile has it
-        other = sorted(name for name in {*found, *about} - {"pipeline"} if found.get(name) != about.get(name))
+        other = sorted(name for name in {*found, *about} - _PLACES if found.get(name) != about.get(name))
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} was not drawn by this command: {_MEND}") from error
     if other:

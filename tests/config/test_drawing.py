@@ -42,6 +42,11 @@ def test_seeds_that_are_none_are_refused(seeds: str, sentence: str) -> None:
         (replace(GRID, columns=-1), "--columns -1 must not be negative"),
         (replace(GRID, size=-8), "--size -8 must not be negative"),
         (replace(GRID, count=0), "--count 0 must be positive"),
+        (replace(GRID, strength=0.5), "--strength has no effect without --image"),
+        (replace(GRID, image=Path("i"), strength=0.0), "--strength 0 must be above 0 and at most 1"),
+        (replace(GRID, image=Path("i"), strength=1.5), "--strength 1.5 must be above 0"),
+        (replace(GRID, image=Path("i"), strength=float("nan")), "--strength nan must be above 0"),
+        (replace(GRID, image=Path("i"), count=2), "--image is for models with text"),
     ],
 )
 def test_what_cannot_work_or_has_no_effect_is_refused(wanted: Drawing, sentence: str) -> None:

@@ -14,6 +14,7 @@ from bigdiff.config.drawing import Drawing
 from bigdiff.config.errors import UsageError
 from bigdiff.evaluate import drawing, sampling
 from bigdiff.evaluate.sampling import Sampling
+from bigdiff.runtime.files import sha256
 
 PROMPTS = ("a red circle", "a blue square")
 
@@ -135,3 +136,24 @@ def test_what_has_no_effect_on_lines_is_refused(
     file.write_text(json.dumps({"prompt": "a", **line}))
     with pytest.raises(UsageError, match=sentence):
         drawing.plan(two(tmp_path, prompt=(), prompts=file, **change))
+
+
+def test_a_picture_from_a_picture_tells_which_by_its_contents(pipeline: Path, tmp_path: Path) -> None:
+    image = tmp_path / "begin.png"
+    Image.new("RGB", (9, 20), "red").save(image)
+    wanted = two(pipeline, image=image, strength=0.6, steps=5, folder=tmp_path / "all")
+    drawing.run(wanted, print)
+    pixels, about = read(tmp_path / "all" / "00001.png")
+    assert pixels.shape == (16, 8, 3)
+    assert (about["image"], about["image_sha256"], about["strength"]) == (str(image), sha256(image), 0.6)
+    drawing.run(replace(wanted, image=image.rename(tmp_path / "moved.png")), print)  # the same picture
+    Image.new("RGB", (9, 20), "blue").save(image)
+    for change, what in (
+        ({"image": image}, "image_sha256"),
+        ({"image": tmp_path / "moved.png", "strength": 0.8}, "strength"),
+        ({"image": None, "strength": None}, "image_sha256 and strength"),
+    ):
+        with pytest.raises(UsageError, match=rf"00000\.png is there, drawn with another {what}: take another"):
+            drawing.run(replace(wanted, **change), print)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cannot be read"):
+        drawing.plan(replace(wanted, image=tmp_path / "none.png"))
