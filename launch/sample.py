@@ -33,6 +33,8 @@ def main() -> None:
     add("--columns", type=int, default=0, help="of the grid (default: one for each seed, or about a square)")
     add("--image", type=Path, metavar="FILE", help="picture that each begins with")
     add("--strength", type=float, help="share of the steps that change --image, 0 to 1 (default: 0.8)")
+    add("--upscale", type=float, metavar="FACTOR", help="draw, enlarge the latents, draw over at that size; such as 2")
+    add("--upscale-strength", type=float, help="share of the steps at the larger size, 0 to 1 (default: 0.5)")
     add("--dry-run", action="store_true", help="check the arguments, print the settings and stop")
     arguments = parser.parse_args()
     wanted = settings.asked(vars(arguments))

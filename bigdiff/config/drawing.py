@@ -1,5 +1,6 @@
 """What `launch/sample.py` draws, where it goes, and which of its settings can have an effect."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import flag
 
 STRENGTH: Final = 0.8  # of --image, as in diffusers
+UPSCALE_STRENGTH: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,8 @@ class Drawing:
     columns: int = 0  # of the grid; 0: one for each seed, or about a square
     image: Path | None = None  # with which each picture begins
     strength: float | None = None  # share of the steps that change it; None: STRENGTH
+    upscale: float | None = None  # factor of the sides, by which what is drawn is enlarged and drawn over
+    upscale_strength: float | None = None  # share of the steps at the larger size; None: UPSCALE_STRENGTH
 
 
 def asked(values: Mapping[str, Any]) -> Drawing:
@@ -66,17 +70,23 @@ def check(wanted: Drawing) -> Drawing:
     for name in ("columns", "size"):
         if getattr(wanted, name) < 0:
             raise UsageError(f"{flag(name)} {getattr(wanted, name)} must not be negative")
-    _check_image(wanted)
+    _check_stages(wanted)
     return wanted
 
 
-def _check_image(wanted: Drawing) -> None:
-    if wanted.image is None and wanted.strength is not None:
-        raise UsageError("--strength has no effect without --image: leave it out")
-    if wanted.strength is not None and not 0 < wanted.strength <= 1:
-        raise UsageError(f"--strength {wanted.strength:g} must be above 0 and at most 1")
-    if wanted.image is not None and wanted.count is not None:
-        raise UsageError("--image is for models with text: give prompts, not a count")
+def _check_stages(wanted: Drawing) -> None:
+    """Refuse what cannot be done in stages."""
+    for name, user in (("strength", "image"), ("upscale_strength", "upscale")):
+        share = getattr(wanted, name)
+        if share is not None and getattr(wanted, user) is None:
+            raise UsageError(f"{flag(name)} has no effect without {flag(user)}: leave it out")
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{flag(name)} {share:g} must be above 0 and at most 1")
+    if wanted.upscale is not None and not 1 < wanted.upscale < math.inf:
+        raise UsageError(f"--upscale {wanted.upscale:g} must be above 1, which is the size that is drawn first")
+    for name in ("image", "upscale"):
+        if getattr(wanted, name) is not None and wanted.count is not None:
+            raise UsageError(f"{flag(name)} is for models with text: give prompts, not a count")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -55,12 +55,31 @@ def timesteps(pipeline: StableDiffusionPipeline, steps: int, strength: float) ->
     return found
 
 
+def own_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that the model was trained on."""
+    latents = pipeline.unet.config.sample_size
+    height, width = (latents, latents) if isinstance(latents, int) else latents
+    return int(height) * pipeline.vae_scale_factor, int(width) * pipeline.vae_scale_factor
+
+
+def noise(pipeline: StableDiffusionPipeline, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """What drawing from nothing begins with, for pictures of `height` x `width` pixels: latents [B, C, H, W].
+
+    The scheduler's timesteps must be set.
+    """
+    channels, dtype = pipeline.unet.config.in_channels, pipeline.unet.dtype
+    found: Tensor = pipeline.prepare_latents(
+        len(generators), channels, height, width, dtype, pipeline.device, list(generators)
+    )
+    return found
+
+
 def noisy(
     pipeline: StableDiffusionPipeline, clean: Tensor, when: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents [B, C, H, W] with the noise of the first of the timesteps `when`, each of its own generator."""
-    noise = randn_tensor(clean.shape, generator=list(generators), device=clean.device, dtype=clean.dtype)
-    found: Tensor = pipeline.scheduler.add_noise(clean, noise, when[:1].repeat(len(clean)))
+    drawn = randn_tensor(clean.shape, generator=list(generators), device=clean.device, dtype=clean.dtype)
+    found: Tensor = pipeline.scheduler.add_noise(clean, drawn, when[:1].repeat(len(clean)))
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bigdiff.config.drawing import STRENGTH, Drawing
+from bigdiff.config.drawing import STRENGTH, UPSCALE_STRENGTH, Drawing
 from bigdiff.config.errors import UsageError
 from bigdiff.data.decoding import Undecodable, load
-from bigdiff.evaluate import batchfile, denoising, grid, img2img, pictures, sampling, stages, textless
+from bigdiff.evaluate import batchfile, grid, img2img, pictures, sampling, stages, textless
 from bigdiff.evaluate.batchfile import Line
 from bigdiff.evaluate.sampling import Request, Sampling
 from bigdiff.evaluate.stages import Stages
@@ -59,10 +59,9 @@ def plan(wanted: Drawing) -> Plan:
         "scheduler": wanted.scheduler,
         "size": wanted.size,
     }
-    begun = _stages(wanted, settings)
-    if begun is not None and wanted.image is not None:
-        common |= {"image": str(wanted.image), "image_sha256": sha256(wanted.image), "strength": begun.strength}
-    return Plan(requests=_requests(wanted), settings=settings, common=common, stages=begun)
+    staged = _stages(wanted, settings)
+    told = common | _of_stages(wanted, staged)
+    return Plan(requests=_requests(wanted), settings=settings, common=told, stages=staged)
 
 
 def run(wanted: Drawing, say: Callable[[str], None]) -> None:
@@ -110,11 +109,27 @@ def summary(planned: Plan) -> dict[str, Any]:
 
 
 def _stages(wanted: Drawing, settings: Sampling) -> Stages | None:
-    if wanted.image is None:
+    if wanted.image is None and wanted.upscale is None:
         return None
-    strength = STRENGTH if wanted.strength is None else wanted.strength
-    denoising.refuse_later(settings, strength, "--strength")
-    return Stages(image=img2img.read(wanted.image), strength=strength)
+    share = STRENGTH if wanted.strength is None else wanted.strength
+    staged = Stages(
+        image=None if wanted.image is None else img2img.read(wanted.image),
+        strength=1.0 if wanted.image is None else share,
+        upscale=wanted.upscale or 1.0,
+        upscale_strength=UPSCALE_STRENGTH if wanted.upscale_strength is None else wanted.upscale_strength,
+    )
+    stages.refuse_later(settings, staged)
+    return staged
+
+
+def _of_stages(wanted: Drawing, staged: Stages | None) -> dict[str, Any]:
+    """The settings of the stages that there are."""
+    told: dict[str, Any] = {}
+    if staged is not None and wanted.image is not None:
+        told |= {"image": str(wanted.image), "image_sha256": sha256(wanted.image), "strength": staged.strength}
+    if staged is not None and wanted.upscale is not None:
+        told |= {"upscale": staged.upscale, "upscale_strength": staged.upscale_strength}
+    return told
 
 
 def _requests(wanted: Drawing) -> tuple[Request, ...]:
@@ -168,7 +183,9 @@ def _drawn(wanted: Drawing, planned: Plan, missing: Sequence[Request]) -> Iterat
     if planned.stages is None:
         return textless.either(pipeline, missing, planned.settings)
     if not isinstance(pipeline, StableDiffusionPipeline):
-        raise UsageError("this model was trained without text, and draws from noise alone: leave out --image")
+        raise UsageError(
+            "this model was trained without text, and is drawn from in one way: leave out --image and --upscale"
+        )
     return stages.drawn(pipeline, missing, planned.settings, planned.stages)
 
 

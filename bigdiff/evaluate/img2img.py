@@ -34,11 +34,11 @@ def read(file: Path) -> Pixels:
 def fitted(pixels: Pixels, size: int, factor: int) -> Image.Image:
     """The picture with its shorter side at `size`, the longer one a multiple of `factor`: resized, its centre cropped.
 
+    `size` is a multiple of `factor`.
+
     Raises:
-        UsageError: when `size` is no multiple of `factor`, or the picture is too long and narrow.
+        UsageError: when the picture is too long and narrow.
     """
-    if size % factor:
-        raise UsageError(f"--size {size} must be a multiple of {factor}, the pixels of this model's latents")
     tall, wide, _ = pixels.shape
     longer = max(tall, wide) * size // min(tall, wide) // factor * factor
     frame = Frame(width=longer, height=size) if wide > tall else Frame(width=size, height=longer)
@@ -46,13 +46,6 @@ def fitted(pixels: Pixels, size: int, factor: int) -> Image.Image:
         return Image.fromarray(framed(pixels, frame))
     except Undecodable as error:
         raise UsageError(f"--image cannot be used: {error.cause}") from error
-
-
-def own_size(pipeline: StableDiffusionPipeline) -> int:
-    """Pixels along the (shorter) side of the pictures that the model was trained on."""
-    latents = pipeline.unet.config.sample_size
-    side = latents if isinstance(latents, int) else min(latents)
-    return int(side) * int(pipeline.vae_scale_factor)
 
 
 def encoded(pipeline: StableDiffusionPipeline, picture: Image.Image, generators: list[torch.Generator]) -> Tensor:

@@ -46,6 +46,12 @@ def test_seeds_that_are_none_are_refused(seeds: str, sentence: str) -> None:
         (replace(GRID, image=Path("i"), strength=0.0), "--strength 0 must be above 0 and at most 1"),
         (replace(GRID, image=Path("i"), strength=1.5), "--strength 1.5 must be above 0"),
         (replace(GRID, image=Path("i"), strength=float("nan")), "--strength nan must be above 0"),
+        (replace(GRID, upscale_strength=0.5), "--upscale-strength has no effect without --upscale"),
+        (replace(GRID, upscale=2.0, upscale_strength=0.0), "--upscale-strength 0 must be above 0"),
+        (replace(GRID, upscale=1.0), "--upscale 1 must be above 1"),
+        (replace(GRID, upscale=float("nan")), "--upscale nan must be above 1"),
+        (replace(GRID, upscale=float("inf")), "--upscale inf must be above 1"),
+        (replace(GRID, upscale=2.0, count=2), "--upscale is for models with text"),
         (replace(GRID, image=Path("i"), count=2), "--image is for models with text"),
     ],
 )

@@ -27,8 +27,8 @@ def test_from_noise_it_is_what_diffusers_draws(loaded: StableDiffusionPipeline, 
     denoising.prepare(loaded, settings)
     generators = [sampling.generator(one.seed, one.place) for one in WANTED]
     when = denoising.timesteps(loaded, 4, 1.0)
-    noise = torch.cat([torch.randn(1, 2, 4, 4, generator=one) for one in generators])
-    latents = noise * loaded.scheduler.init_noise_sigma
+    assert denoising.own_size(loaded) == (8, 8)
+    latents = denoising.noise(loaded, 8, 8, generators)
     text = denoising.embeddings(loaded, WANTED, guidance)
     found = denoising.denoise(loaded, latents, when, text, guidance, generators)
     stock = loaded(

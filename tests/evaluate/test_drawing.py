@@ -157,3 +157,14 @@ def test_a_picture_from_a_picture_tells_which_by_its_contents(pipeline: Path, tm
             drawing.run(replace(wanted, **change), print)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="cannot be read"):
         drawing.plan(replace(wanted, image=tmp_path / "none.png"))
+
+
+def test_a_larger_picture_tells_its_factor(pipeline: Path, tmp_path: Path) -> None:
+    wanted = two(pipeline, upscale=1.5, folder=tmp_path / "all", output=tmp_path / "grid.png")
+    drawing.run(wanted, print)
+    pixels, about = read(tmp_path / "all" / "00001.png")
+    assert pixels.shape == (12, 12, 3)
+    assert (about["upscale"], about["upscale_strength"]) == (1.5, 0.5)
+    assert read(tmp_path / "grid.png")[1]["upscale"] == 1.5
+    with pytest.raises(UsageError, match="gives no whole ones"):
+        drawing.run(replace(wanted, upscale=1.1, folder=None), print)
