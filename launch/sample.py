@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bigdiff.config import drawing as settings
 from bigdiff.config.errors import door
+from bigdiff.config.scoring import CLIP_MODEL
 
 
 def main() -> None:
@@ -35,6 +36,9 @@ def main() -> None:
     add("--strength", type=float, help="share of the steps that change --image, 0 to 1 (default: 0.8)")
     add("--upscale", type=float, metavar="FACTOR", help="draw, enlarge the latents, draw over at that size; such as 2")
     add("--upscale-strength", type=float, help="share of the steps at the larger size, 0 to 1 (default: 0.5)")
+    add("--clip-guidance", type=float, metavar="SCALE", help="leads to what CLIP takes for the prompt; such as 100")
+    add("--clip", default="", help="CLIP's weights file, or local-dir:FOLDER")
+    add("--clip-model", default=CLIP_MODEL, help="open_clip's name (default: %(default)s)")
     add("--dry-run", action="store_true", help="check the arguments, print the settings and stop")
     arguments = parser.parse_args()
     wanted = settings.asked(vars(arguments))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import flag
+from bigdiff.config.scoring import CLIP_MODEL
 
 STRENGTH: Final = 0.8  # of --image, as in diffusers
 UPSCALE_STRENGTH: Final = 0.5
@@ -35,6 +36,9 @@ class Drawing:
     strength: float | None = None  # share of the steps that change it; None: STRENGTH
     upscale: float | None = None  # factor of the sides, by which what is drawn is enlarged and drawn over
     upscale_strength: float | None = None  # share of the steps at the larger size; None: UPSCALE_STRENGTH
+    clip_guidance: float | None = None  # scale of CLIP's loss
+    clip: str = ""  # file, or local-dir:FOLDER
+    clip_model: str = CLIP_MODEL
 
 
 def asked(values: Mapping[str, Any]) -> Drawing:
@@ -71,6 +75,7 @@ def check(wanted: Drawing) -> Drawing:
         if getattr(wanted, name) < 0:
             raise UsageError(f"{flag(name)} {getattr(wanted, name)} must not be negative")
     _check_stages(wanted)
+    _check_clip(wanted)
     return wanted
 
 
@@ -84,9 +89,20 @@ def _check_stages(wanted: Drawing) -> None:
             raise UsageError(f"{flag(name)} {share:g} must be above 0 and at most 1")
     if wanted.upscale is not None and not 1 < wanted.upscale < math.inf:
         raise UsageError(f"--upscale {wanted.upscale:g} must be above 1, which is the size that is drawn first")
-    for name in ("image", "upscale"):
+    for name in ("image", "upscale", "clip_guidance"):
         if getattr(wanted, name) is not None and wanted.count is not None:
             raise UsageError(f"{flag(name)} is for models with text: give prompts, not a count")
+
+
+def _check_clip(wanted: Drawing) -> None:
+    scale = wanted.clip_guidance
+    if scale is not None and not 0 < scale < math.inf:
+        raise UsageError(f"--clip-guidance {scale:g} must be above 0: without it CLIP has no effect")
+    if scale is not None and not wanted.clip:
+        raise UsageError("--clip-guidance needs CLIP's weights: name them with --clip")
+    for name, given in (("clip", bool(wanted.clip)), ("clip_model", wanted.clip_model != CLIP_MODEL)):
+        if given and scale is None:
+            raise UsageError(f"{flag(name)} has no effect without --clip-guidance: leave it out")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ them against both.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,10 +16,22 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from bigdiff.config.errors import UsageError
+from bigdiff.evaluate import clip_guidance
+from bigdiff.evaluate.clip_guidance import Steering
 from bigdiff.evaluate.sampling import SCHEDULERS, Request, Sampling, check, refuse_steps, refuse_unfit
 
 # diffusers' PNDM counts its steps from the first: begun later it takes Runge-Kutta's timesteps, or one that is taken
 FROM_NOISE: Final = ("pndm",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Conditions:
+    """What the steps of a batch are led by."""
+
+    text: Tensor  # as `embeddings` gives it
+    guidance: float
+    generators: Sequence[torch.Generator]
+    steering: Steering | None = None
 
 
 def prepare(pipeline: StableDiffusionPipeline, settings: Sampling) -> None:
@@ -92,20 +105,24 @@ def embeddings(pipeline: StableDiffusionPipeline, part: Sequence[Request], guida
     return torch.cat([unsaid, said]) if both else said
 
 
-def denoise(
-    pipeline: StableDiffusionPipeline,
-    latents: Tensor,
-    when: Tensor,
-    text: Tensor,
-    guidance: float,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """Latents [B, C, H, W] at the first of the timesteps `when` -> clean ones; `text` is as `embeddings` gives it."""
-    extra = pipeline.prepare_extra_step_kwargs(list(generators), 0.0)
+def denoise(pipeline: StableDiffusionPipeline, latents: Tensor, when: Tensor, conditions: Conditions) -> Tensor:
+    """Latents [B, C, H, W] at the first of the timesteps `when` -> clean ones."""
+    extra = pipeline.prepare_extra_step_kwargs(list(conditions.generators), 0.0)
     for timestep in when:
-        told = predicted(pipeline, latents, timestep, text, guidance)
+        told = _told(pipeline, latents, timestep, conditions)
         latents = pipeline.scheduler.step(told, timestep, latents, return_dict=False, **extra)[0]
     return latents
+
+
+def _told(pipeline: StableDiffusionPipeline, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+    text, guidance = conditions.text, conditions.guidance
+    if conditions.steering is None:
+        return predicted(pipeline, latents, timestep, text, guidance)
+    with torch.enable_grad():
+        leaf = latents.detach().requires_grad_()
+        told = predicted(pipeline, leaf, timestep, text, guidance)
+        added = clip_guidance.correction(pipeline, told, leaf, timestep, conditions.steering)
+    return told.detach() + added
 
 
 def predicted(

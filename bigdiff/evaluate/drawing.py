@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,15 +11,16 @@ from PIL import Image
 
 from bigdiff.config.drawing import STRENGTH, UPSCALE_STRENGTH, Drawing
 from bigdiff.config.errors import UsageError
+from bigdiff.config.evaluation import Judges
 from bigdiff.data.decoding import Undecodable, load
-from bigdiff.evaluate import batchfile, grid, img2img, pictures, sampling, stages, textless
+from bigdiff.evaluate import batchfile, clip_guidance, grid, img2img, networks, pictures, sampling, stages, textless
 from bigdiff.evaluate.batchfile import Line
 from bigdiff.evaluate.sampling import Request, Sampling
 from bigdiff.evaluate.stages import Stages
 from bigdiff.runtime.files import remove_leftovers, sha256
 
 _SIDE_LIMIT: Final = 1 << 28  # pixels of a picture that was drawn here
-_PLACES: Final = {"pipeline", "image"}  # where files lie is no part of a picture; what they hold is
+_PLACES: Final = {"pipeline", "image", "clip"}  # where files lie is no part of a picture; what they hold is
 _MEND: Final = "take another folder, or delete that file"
 
 
@@ -70,7 +71,7 @@ def run(wanted: Drawing, say: Callable[[str], None]) -> None:
     Raises:
         UsageError: for a pipeline or settings that cannot work, or a folder with pictures of other settings.
     """
-    planned = plan(wanted)
+    planned = _led(plan(wanted), wanted)
     requests, folder = planned.requests, wanted.folder
     there: set[int] = set()
     told = [{**planned.common, **_own(one)} for one in requests]
@@ -109,7 +110,7 @@ def summary(planned: Plan) -> dict[str, Any]:
 
 
 def _stages(wanted: Drawing, settings: Sampling) -> Stages | None:
-    if wanted.image is None and wanted.upscale is None:
+    if wanted.image is None and wanted.upscale is None and wanted.clip_guidance is None:
         return None
     share = STRENGTH if wanted.strength is None else wanted.strength
     staged = Stages(
@@ -119,7 +120,27 @@ def _stages(wanted: Drawing, settings: Sampling) -> Stages | None:
         upscale_strength=UPSCALE_STRENGTH if wanted.upscale_strength is None else wanted.upscale_strength,
     )
     stages.refuse_later(settings, staged)
+    if wanted.clip_guidance is not None:
+        clip_guidance.refuse(settings.scheduler)
+        networks.refuse_absent(_judges(wanted))
     return staged
+
+
+def _judges(wanted: Drawing) -> Judges:
+    return Judges(clip=wanted.clip, clip_model=wanted.clip_model)
+
+
+def _led(planned: Plan, wanted: Drawing) -> Plan:
+    """With CLIP's weights, which a dry run does not read."""
+    if planned.stages is None or wanted.clip_guidance is None:
+        return planned
+    clip = networks.loaded(_judges(wanted)).clip
+    assert clip is not None
+    return replace(
+        planned,
+        common={**planned.common, "clip_fingerprint": clip.fingerprint},
+        stages=replace(planned.stages, clip=clip, clip_scale=wanted.clip_guidance),
+    )
 
 
 def _of_stages(wanted: Drawing, staged: Stages | None) -> dict[str, Any]:
@@ -129,6 +150,8 @@ def _of_stages(wanted: Drawing, staged: Stages | None) -> dict[str, Any]:
         told |= {"image": str(wanted.image), "image_sha256": sha256(wanted.image), "strength": staged.strength}
     if staged is not None and wanted.upscale is not None:
         told |= {"upscale": staged.upscale, "upscale_strength": staged.upscale_strength}
+    if wanted.clip_guidance is not None:
+        told |= {"clip": wanted.clip, "clip_guidance": wanted.clip_guidance}
     return told
 
 

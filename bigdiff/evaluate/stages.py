@@ -1,4 +1,4 @@
-"""Pictures that are drawn in stages: from noise or a picture, then perhaps larger.
+"""Pictures that are drawn in stages: from noise or a picture, then perhaps larger, led by CLIP or not.
 
 Plain prompts are diffusers' own call, in `bigdiff.evaluate.sampling`.
 """
@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.decoding import Pixels
-from bigdiff.evaluate import denoising, img2img, upscale
+from bigdiff.evaluate import clip_guidance, denoising, img2img, upscale
+from bigdiff.evaluate.clip_guidance import Steering
+from bigdiff.evaluate.denoising import Conditions
 from bigdiff.evaluate.sampling import Request, Sampling, as_pictures, generator, parts
+from bigdiff.models.clip import Clip
 
 First: TypeAlias = Image.Image | tuple[int, int]  # a picture, or the height and width of noise
 
@@ -30,6 +33,8 @@ class Stages:
     strength: float = 1.0  # share of the steps that are taken from the image
     upscale: float = 1.0  # factor of the sides; 1: none
     upscale_strength: float = 1.0  # share of the steps at the larger size
+    clip: Clip | None = None  # leads to the prompts, in each stage
+    clip_scale: float = 0.0
 
 
 def drawn(
@@ -48,6 +53,10 @@ def drawn(
     """
     denoising.prepare(pipeline, settings)
     first = _first(pipeline, settings, stages)
+    if stages.clip is not None:
+        clip_guidance.refuse_unfit(pipeline, stages.clip)
+        for network in (pipeline.unet, pipeline.vae):
+            network.requires_grad_(False)  # gradients of weights would be kept, too
     with tqdm(total=len(wanted), unit=" images", desc="sample", disable=not bar) as progress:
         for part in parts(wanted, settings.batch):
             values = _values(pipeline, part, settings, stages, first)
@@ -56,7 +65,9 @@ def drawn(
 
 
 def refuse_later(settings: Sampling, stages: Stages) -> None:
-    """Raise a UsageError for a stage that cannot begin where it should."""
+    """Raise a UsageError for a stage that cannot begin where it should, or be led."""
+    if stages.clip is not None:
+        clip_guidance.refuse(settings.scheduler)
     if stages.image is not None:
         denoising.refuse_later(settings, stages.strength, "--strength")
     if stages.upscale != 1:
@@ -89,15 +100,27 @@ def _values(
     pipeline: StableDiffusionPipeline, part: Sequence[Request], settings: Sampling, stages: Stages, first: First
 ) -> npt.NDArray[np.float32]:
     generators = [generator(one.seed, one.place) for one in part]
-    text = denoising.embeddings(pipeline, part, settings.guidance)
+    conditions = Conditions(
+        text=denoising.embeddings(pipeline, part, settings.guidance),
+        guidance=settings.guidance,
+        generators=generators,
+        steering=_steering(pipeline, part, stages),
+    )
     when = denoising.timesteps(pipeline, settings.steps, stages.strength)
     if isinstance(first, Image.Image):
         latents = denoising.noisy(pipeline, img2img.encoded(pipeline, first, generators), when, generators)
     else:
         latents = denoising.noise(pipeline, *first, generators)
-    latents = denoising.denoise(pipeline, latents, when, text, settings.guidance, generators)
+    latents = denoising.denoise(pipeline, latents, when, conditions)
     if stages.upscale != 1:
         when = denoising.timesteps(pipeline, settings.steps, stages.upscale_strength)
         latents = denoising.noisy(pipeline, upscale.larger(latents, stages.upscale), when, generators)
-        latents = denoising.denoise(pipeline, latents, when, text, settings.guidance, generators)
+        latents = denoising.denoise(pipeline, latents, when, conditions)
     return denoising.decoded(pipeline, latents)
+
+
+def _steering(pipeline: StableDiffusionPipeline, part: Sequence[Request], stages: Stages) -> Steering | None:
+    if stages.clip is None:
+        return None
+    prompts = [one.prompt or "" for one in part]
+    return clip_guidance.steering(stages.clip, stages.clip_scale, prompts, pipeline.device)

@@ -52,6 +52,12 @@ def test_seeds_that_are_none_are_refused(seeds: str, sentence: str) -> None:
         (replace(GRID, upscale=float("nan")), "--upscale nan must be above 1"),
         (replace(GRID, upscale=float("inf")), "--upscale inf must be above 1"),
         (replace(GRID, upscale=2.0, count=2), "--upscale is for models with text"),
+        (replace(GRID, clip="c"), "--clip has no effect without --clip-guidance"),
+        (replace(GRID, clip_model="m"), "--clip-model has no effect without --clip-guidance"),
+        (replace(GRID, clip_guidance=100.0), "--clip-guidance needs CLIP's weights"),
+        (replace(GRID, clip="c", clip_guidance=0.0), "--clip-guidance 0 must be above 0"),
+        (replace(GRID, clip="c", clip_guidance=float("nan")), "--clip-guidance nan must be above 0"),
+        (replace(GRID, clip="c", clip_guidance=1.0, count=2), "--clip-guidance is for models with text"),
         (replace(GRID, image=Path("i"), count=2), "--image is for models with text"),
     ],
 )

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from bigdiff.config.errors import UsageError
 from bigdiff.evaluate import denoising, sampling
+from bigdiff.evaluate.denoising import Conditions
 from bigdiff.evaluate.sampling import SCHEDULERS, Request, Sampling
 
 WANTED = [Request(prompt="a red circle", negative="dark"), Request(prompt="b", seed=3, place=1)]
@@ -30,7 +31,8 @@ def test_from_noise_it_is_what_diffusers_draws(loaded: StableDiffusionPipeline, 
     assert denoising.own_size(loaded) == (8, 8)
     latents = denoising.noise(loaded, 8, 8, generators)
     text = denoising.embeddings(loaded, WANTED, guidance)
-    found = denoising.denoise(loaded, latents, when, text, guidance, generators)
+    conditions = Conditions(text=text, guidance=guidance, generators=generators)
+    found = denoising.denoise(loaded, latents, when, conditions)
     stock = loaded(
         prompt=[one.prompt for one in WANTED],
         negative_prompt=[one.negative for one in WANTED],

@@ -168,3 +168,17 @@ def test_a_larger_picture_tells_its_factor(pipeline: Path, tmp_path: Path) -> No
     assert read(tmp_path / "grid.png")[1]["upscale"] == 1.5
     with pytest.raises(UsageError, match="gives no whole ones"):
         drawing.run(replace(wanted, upscale=1.1, folder=None), print)
+
+
+def test_a_led_picture_tells_by_which_clip(pipeline: Path, tiny_clip: str, tmp_path: Path) -> None:
+    wanted = two(pipeline, clip=tiny_clip, clip_guidance=500.0, folder=tmp_path / "all")
+    drawing.run(wanted, print)
+    _, about = read(tmp_path / "all" / "00001.png")
+    assert (about["clip"], about["clip_guidance"]) == (tiny_clip, 500.0)
+    assert "weights " in about["clip_fingerprint"]
+    with pytest.raises(UsageError, match=r"00000\.png is there, drawn with another clip_guidance: take another"):
+        drawing.run(replace(wanted, clip_guidance=20.0), print)
+    with pytest.raises(UsageError, match="--clip: there is no weights file none"):
+        drawing.plan(replace(wanted, clip="none"))
+    with pytest.raises(UsageError, match="scheduler euler is none of them"):
+        drawing.plan(replace(wanted, scheduler="euler"))

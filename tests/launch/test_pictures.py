@@ -48,6 +48,7 @@ def test_prompts_become_a_grid(call: Call, pipeline: Path, tmp_path: Path, capsy
         (("--prompt", "a", "--folder", "x", "--image", "none.png"), "--image none.png cannot be read"),
         (("--prompt", "a", "--folder", "x", "--upscale", "1"), "--upscale 1 must be above 1"),
         (("--count", "2", "--folder", "x", "--upscale", "2"), "--upscale is for models with text"),
+        (("--prompt", "a", "--folder", "x", "--clip-guidance", "9"), "--clip-guidance needs CLIP's weights"),
         (("--prompt", "a", "--folder", "x", "--strength", "0.5"), "no effect without --image"),
         (("--prompt", "a", "--output", "x.png", "--scheduler", "best"), "unknown"),
         (("--prompt", "a", "--output", "x.png"), "is not a pipeline"),
