@@ -53,14 +53,24 @@ def _line(text: str, where: str) -> Line:
     for key in values:
         if key not in _KEYS:
             raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(_KEYS)}")
-    prompt, negative, seed = (values.get(key) for key in _KEYS)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{where}: prompt must be a text that is not empty")
-    if "negative" in values and not isinstance(negative, str):
-        raise UsageError(f"{where}: negative must be a text")
+    prompt = _text(values.get("prompt"), f"{where}: prompt").strip()
+    if not prompt:
+        raise UsageError(f"{where}: prompt is empty: say what the picture shows")
+    negative = _text(values["negative"], f"{where}: negative") if "negative" in values else None
+    seed = values.get("seed")
     if "seed" in values and type(seed) is not int:  # true is an int, too
         raise UsageError(f"{where}: seed must be a whole number")
-    return Line(prompt=prompt.strip(), negative=negative, seed=seed)
+    return Line(prompt=prompt, negative=negative, seed=seed)
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{what} must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} has half of a surrogate pair, which is no character") from None
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
