@@ -15,9 +15,14 @@ _KILO: Final = 1000.0
 _LARGE: Final = 1e9  # from which a number is written with its power of ten
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _STYLE: Final = """
-:root { --ink: #1c2430; --pale: #5c6675; --line: #e2e6ec; --on: #2f6fb2; --off: #c9d3df; --mark: #c0392b }
+:root { --ink: #1c2430; --pale: #5c6675; --line: #e2e6ec; --on: #2f6fb2; --off: #c9d3df; --mark: #c0392b;
+  --paper: #fff; --soft: #f3f6f9; color-scheme: light dark }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e8ee; --pale: #9aa5b3; --line: #303945; --on: #6aa5e3; --off: #4a5666; --mark: #e8705f;
+    --paper: #14181d; --soft: #1e242c }
+}
 * { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem }
 h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; padding-top: .8rem; border-top: 2px solid var(--line) }
@@ -34,7 +39,7 @@ td, tbody th { overflow-wrap: anywhere; min-width: 9rem }
 tbody th { font-weight: normal }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 0 }
 td.bars { width: 26%; min-width: 7rem; vertical-align: middle }
-.bar { background: #f1f4f8; height: .8rem; border-radius: 2px }
+.bar { background: var(--soft); height: .8rem; border-radius: 2px }
 .bar i { display: block; height: 100%; background: var(--on); border-radius: 2px }
 .url { color: var(--pale); font-size: .8rem; max-width: 20rem; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; unicode-bidi: isolate }
@@ -63,7 +68,8 @@ circle.mark { fill: var(--mark) }
 figcaption b { display: block; color: var(--ink); font-weight: 600 }
 figcaption small { display: block; margin-top: .2rem; font-size: .72rem }
 summary { cursor: pointer; font-weight: 600; margin: .8rem 0 }
-pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; border-radius: 4px }
+pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4;
+  border-radius: 4px }
 @media (max-width: 40rem) {
   body { margin: 1.2rem auto; padding: 0 .9rem }
   .totals { gap: .8rem 1.6rem }
@@ -93,19 +99,30 @@ class Url(str):
 Cell = str | int
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-    """The whole file."""
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """The whole file; `style` is CSS beyond that of all pages."""
     return "\n".join(
         [
             "<!doctype html>",
             f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            f"<style>{_STYLE}</style></head><body>",
+            f"<style>{_STYLE}{style}</style></head><body>",
             *filter(None, parts),
             "</body></html>\n",
         ]
     )
+
+
+def title_line(text: str) -> Markup:
+    """The heading of the page."""
+    return Markup(f"<h1>{escape(text)}</h1>")
+
+
+def totals(numbers: Iterable[tuple[str, str]]) -> Markup:
+    """Large numbers, or words, beside each other, and what each is."""
+    cells = "".join(f"<div><b>{escape(number)}</b><span>{escape(label)}</span></div>" for number, label in numbers)
+    return Markup(f'<div class="totals">{cells}</div>')
 
 
 def section(title: str, parts: Iterable[str]) -> Markup:
@@ -134,6 +151,12 @@ def heading(text: str) -> Markup:
 def note(text: str) -> Markup:
     """A sentence or two; nothing for none."""
     return Markup(f"<p>{escape(text)}</p>") if text else Markup()
+
+
+def details(summary: str, body: str) -> Markup:
+    """What is shown on demand: markup as it is, a text as it stands."""
+    shown = body if isinstance(body, Markup) else f"<pre>{escape(body)}</pre>"
+    return Markup(f"<details><summary>{escape(summary)}</summary>{shown}</details>")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], named: bool = False) -> Markup:

@@ -3,7 +3,6 @@
 It holds no time and no place, so that the same input gives the same bytes.
 """
 
-from html import escape
 from typing import Final
 
 import duckdb
@@ -14,7 +13,18 @@ from bigdiff.prep import causes, estimates, failures, funnel, galleries, origina
 from bigdiff.prep.buckets import are_whole
 from bigdiff.prep.galleries import Threshold
 from bigdiff.prep.layout import Layout
-from bigdiff.prep.page import Markup, contents, document, note, section, share, size
+from bigdiff.prep.page import (
+    Markup,
+    contents,
+    details,
+    document,
+    note,
+    section,
+    share,
+    size,
+    title_line,
+    totals,
+)
 from bigdiff.prep.plan import Choice, Decided
 from bigdiff.prep.plan import read as read_plan
 from bigdiff.prep.query import database, run
@@ -97,8 +107,7 @@ def _head(selection: Selection | None, decided: Decided, manifest: Manifest) -> 
         (f"{len(manifest.shards):,}", "shards"),
         (size(sum(shard.bytes for shard in manifest.shards)), "in tars"),
     ]
-    cells = "".join(f"<div><b>{escape(number)}</b><span>{escape(label)}</span></div>" for number, label in numbers)
-    return Markup(f'<h1>{_TITLE}</h1><p>What became of all {what}.</p><div class="totals">{cells}</div>')
+    return Markup(title_line(_TITLE) + note(f"What became of all {what}.") + totals(numbers))
 
 
 def _notes(base: duckdb.DuckDBPyConnection, layout: Layout, selection: Selection | None) -> Markup:
@@ -117,5 +126,4 @@ def _notes(base: duckdb.DuckDBPyConnection, layout: Layout, selection: Selection
 def _settings(manifest: Manifest) -> Markup:
     written = yaml.safe_dump(manifest.lineage, sort_keys=False, width=100)
     cut = note("Cut; all of it is in manifest.json.") if len(written) > _SETTINGS_SHOWN else ""
-    body = f"<details><summary>What it is made from</summary><pre>{escape(written[:_SETTINGS_SHOWN])}</pre></details>"
-    return section("Settings", [body, cut])
+    return section("Settings", [details("What it is made from", written[:_SETTINGS_SHOWN]), cut])

@@ -1,0 +1,1 @@
+"""One page about a run, for somebody without its folder or TensorBoard. No torch."""

@@ -1,0 +1,115 @@
+"""Is it learning, how fast, what is slow: the run's curves over images seen."""
+
+from typing import Final
+
+from bigdiff.prep.page import Markup, charts, note, section
+from bigdiff.report import curves, lines
+from bigdiff.report.curves import BUCKETS, Curve
+from bigdiff.report.lines import COLOURS, Chart, Series
+from bigdiff.report.readings import Readings
+
+_SMOOTHED_FROM: Final = 12  # points, below which a running mean says nothing
+_LOSS, _NORM, _RATE = "train/loss", "train/grad_norm", "train/lr"
+_SPEED, _WAIT, _SLOWEST = "speed/images_per_second", "speed/data_wait_fraction", "speed/slowest_rank"
+_STALL: Final = "speed/checkpoint_stall_seconds"
+_BINS: Final = "Ranges of the diffusion's timesteps: 0 is nearly no noise, the last nearly nothing but noise."
+
+
+def learning(readings: Readings) -> Markup:
+    """The section of losses, gradients, learning rate and averages."""
+    if not readings.count:
+        return section("Is it learning", [note("There are no readings yet.")])
+    figures = [
+        _alone(readings, _LOSS, "training loss", "Should fall, fast at first and slowly later."),
+        _validation(readings),
+        _family(readings, "train/loss_t/", "training loss by timestep", _BINS),
+        _family(readings, "validation/loss_ema_t/", "validation loss by timestep, average", _BINS),
+        _family(readings, "validation/loss_t/", "validation loss by timestep, weights", _BINS),
+        _alone(readings, _NORM, "gradient norm", "Before clipping. Spikes that stay are a learning rate too high."),
+        _single(readings, _RATE, "learning rate", "As scheduled."),
+        _family(readings, "distance/", "distance of the averages", "From the weights, relative to their norm.", True),
+        *(
+            _alone(readings, tag, tag.removeprefix("train/"), "A term of the loss.")
+            for tag in readings.under("train/")
+            if tag.count("/") == 1 and tag not in (_LOSS, _NORM, _RATE)
+        ),
+    ]
+    absent = (
+        "" if readings.curve("validation/loss").count else "There is no validation: the stage names no held-out set."
+    )
+    return section(
+        "Is it learning", [note(f"Over images seen. {_thinning(readings)}"), charts(_there(figures)), note(absent)]
+    )
+
+
+def speed(readings: Readings) -> Markup:
+    """The section of rates and waits."""
+    if not readings.count:
+        return section("How fast", [note("There are no readings yet.")])
+    figures = [
+        _single(readings, _SPEED, "images per second", "Of all processes."),
+        _single(readings, _WAIT, "data wait", "Share of the time that training stood still for data."),
+        _single(readings, _SLOWEST, "slowest rank", "Forward time of the slowest process over the median; 1 is none."),
+    ]
+    stalls = readings.curve(_STALL)
+    if stalls.count and stalls.highest > 0:
+        figures.append(_single(readings, _STALL, "checkpoint stall, seconds", "That steps waited for checkpoints."))
+    return section("How fast", [charts(_there(figures))])
+
+
+def _alone(readings: Readings, tag: str, name: str, said: str) -> Markup:
+    """One tag, with its running mean where it is long enough."""
+    curve = readings.curve(tag)
+    if len(curve.buckets) < _SMOOTHED_FROM:
+        series = [Series(name="readings", points=curve.points, colour="c0")]
+    else:
+        series = [
+            Series(name="readings", points=curve.points, colour="pale"),
+            Series(name="running mean", points=curves.smooth(curve), colour="c0"),
+        ]
+    return lines.drawn(Chart(name=name, series=series, said=_with_broken(said, curve)))
+
+
+def _single(readings: Readings, tag: str, name: str, said: str) -> Markup:
+    """One tag as it is, from 0."""
+    curve = readings.curve(tag)
+    series = Series(name="last", points=curve.points, colour="c0")
+    return lines.drawn(Chart(name=name, series=[series], said=_with_broken(said, curve), scale="zero"))
+
+
+def _family(readings: Readings, prefix: str, name: str, said: str, from_zero: bool = False) -> Markup:
+    """All tags below a prefix; those of timesteps are an order."""
+    kind = "t" if prefix.endswith("_t/") else "c"
+    series = [
+        Series(name=tag.removeprefix(prefix), points=readings.curve(tag).points, colour=f"{kind}{index % COLOURS}")
+        for index, tag in enumerate(readings.under(prefix))
+    ]
+    return lines.drawn(Chart(name=name, series=series, said=said, scale="zero" if from_zero else "auto"))
+
+
+def _validation(readings: Readings) -> Markup:
+    series = []
+    for suffix, name, colour in (("", "weights", "c1"), ("_ema", "average", "c0")):
+        curve = readings.curve(f"validation/loss{suffix}")
+        errors = curves.band(curve, readings.curve(f"validation/error{suffix}"))
+        series.append(Series(name=name, points=curve.points, colour=colour, errors=errors))
+    said = "Loss on held-out samples, the same with the same noise each time; the bands are standard errors."
+    return lines.drawn(Chart(name="validation loss", series=series, said=said))
+
+
+def _there(figures: list[Markup]) -> list[Markup]:
+    return [figure for figure in figures if figure]
+
+
+def _with_broken(said: str, curve: Curve) -> str:
+    return f"{said} Left out: {curve.broken:,} readings that are not finite." if curve.broken else said
+
+
+def _thinning(readings: Readings) -> str:
+    longest = max(readings.curves.values(), key=lambda curve: curve.count)
+    if longest.count <= len(longest.points):
+        return f"All {readings.count:,} readings are drawn; each is of the steps since the one before."
+    return (
+        f"Of {readings.count:,} readings at most {4 * BUCKETS:,} a curve are drawn: the first, lowest, highest and "
+        f"last of each group of neighbours, so that no spike is lost."
+    )
