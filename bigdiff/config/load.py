@@ -45,7 +45,11 @@ def restore(schema: type[T], text: str, source: str) -> T:
     Raises:
         UsageError: naming `source`, as `load`.
     """
-    return cast(T, _object(_merge(OmegaConf.structured(schema), OmegaConf.create(text), source), source))
+    try:
+        layer = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: {_first_line(error)}") from error
+    return cast(T, _object(_merge(OmegaConf.structured(schema), layer, source), source))
 
 
 def _object(merged: Any, source: str) -> Any:  # noqa: ANN401 (OmegaConf's node types)

@@ -45,6 +45,7 @@ _TOP: Final = 10
 _BOTTOM: Final = 176
 _FULL: Final = 6  # steps on a scale above which only powers of ten are written
 _WIDE: Final = 4.0  # the highest over the lowest, from which "auto" is a logarithmic scale
+_FLAT: Final = 1e-9
 _LETTERS: Final = ("", "k", "M", "G", "T")
 
 
@@ -144,7 +145,11 @@ def _up(values: Sequence[float], scale: str) -> _Scale:
     low, high = min(values), max(values)
     if scale == "auto" and low > 0 and high / low >= _WIDE:
         return _powers(low, high)
-    marks = ticks([0.0, *values] if scale == "zero" else values)
+    if high - low <= _FLAT * max(abs(low), abs(high)):
+        low = high  # what differs by rounding alone is level
+    marks = ticks([0.0, low, high] if scale == "zero" else [low, high])
+    if marks[0] == marks[-1]:
+        marks = [0.0, 1.0]  # values too small for a scale of their own
     return _Scale(low=marks[0], high=marks[-1], marks=tuple(marks), powers=False)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bigdiff.config.cluster import Cluster
 from bigdiff.config.errors import UsageError
-from bigdiff.config.load import CONFIGS, dump, find, includes, load, load_cluster, load_stage
+from bigdiff.config.load import CONFIGS, dump, find, includes, load, load_cluster, load_stage, restore
 from bigdiff.config.schema import Stage
 
 STAGES = sorted(path.stem for path in (CONFIGS / "stages").glob("*.yaml"))
@@ -187,3 +187,9 @@ def test_the_card_profile_is_what_the_cards_say() -> None:
             10_000,
             [0.9999],
         )
+
+
+@pytest.mark.parametrize("text", ["{name: a", "name: a\nnmae: b\n", "steps: many\n"])
+def test_a_dump_that_was_damaged_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^runs/a/config\.yaml"):
+        restore(Stage, text, "runs/a/config.yaml")

@@ -2,7 +2,23 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bigdiff.prep.page import Markup, Right, Url, bar, contents, document, name, number, picture, section, size, table
+from bigdiff.prep.page import (
+    Markup,
+    Right,
+    Url,
+    bar,
+    contents,
+    details,
+    document,
+    name,
+    number,
+    picture,
+    section,
+    size,
+    table,
+    title_line,
+    totals,
+)
 
 EVIL = """"'><script>alert(1)</script>&amp;"""
 
@@ -31,6 +47,15 @@ def test_every_text_is_escaped_once() -> None:
     found = read(document(EVIL, [section(EVIL, parts)]))
     assert "script" not in found.tags
     assert found.texts.count(EVIL) == 11  # the title, the heading, three of the head, three cells, three of the picture
+
+
+def test_what_opens_the_page_and_what_is_shown_on_demand_is_escaped_too() -> None:
+    parts = [title_line(EVIL), totals([(EVIL, EVIL)]), details(EVIL, EVIL), details("b", table(("a",), [["x"]]))]
+    found = read(document("a", parts, "svg { color: red }"))
+    assert "script" not in found.tags
+    assert found.texts.count(EVIL) == 5
+    assert found.tags.count("table") == 1 and found.tags.count("pre") == 1
+    assert "svg { color: red }" in document("a", parts, "svg { color: red }")
 
 
 def test_a_table_puts_numbers_at_the_right_and_says_what_a_row_is_of() -> None:
