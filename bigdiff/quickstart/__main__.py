@@ -12,6 +12,7 @@ from bigdiff.config.errors import door
 from bigdiff.quickstart import job
 from bigdiff.quickstart.job import SIZES, Clock, Places
 from bigdiff.quickstart.proof import Table as Scores
+from bigdiff.report.page import NAME
 from bigdiff.runtime.files import write_json
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     console.print(table(scores))
     paths = {
         "samples": grid,
+        "run report": places.run(SIZES[-1]) / NAME,
         "data report": places.images / "report" / "index.html",
         "pipeline": places.pipeline(SIZES[-1]),
         "TensorBoard": f"tensorboard --logdir {places.runs}",

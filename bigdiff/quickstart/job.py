@@ -15,9 +15,10 @@ from bigdiff.quickstart.dataset import Options, draw
 from bigdiff.quickstart.proof import Table, prove
 from bigdiff.quickstart.scenes import caption, held_out_scenes
 from bigdiff.quickstart.server import serve
-from bigdiff.runtime.files import write_bytes
+from bigdiff.runtime.files import write_bytes, write_json
 
 SIZES: Final = (32, 64)  # pixels of the two stages
+SCORES: Final = "scores.json"  # in a run's folder, when it was judged; of a step "scores-100.json"
 SHOWN: Final = 18  # pictures in the grid
 GRID_SEED: Final = 2  # of the grid's captions; the judged ones have another
 
@@ -107,6 +108,11 @@ def export(places: Places, size: int, step: int = 0) -> list[str]:
     return [*words, "--step", str(step)] if step else words
 
 
+def report(places: Places, size: int) -> list[str]:
+    """A trained and judged stage -> a page about its run."""
+    return ["launch/report.py", "--run", str(places.run(size))]
+
+
 def run(command: Sequence[str], say: Callable[[str], None]) -> None:
     """Run one of the project's commands as a user would, on this terminal.
 
@@ -151,14 +157,22 @@ def stage(places: Places, size: int, clock: Clock, say: Callable[[str], None]) -
 
 
 def judge(places: Places, size: int, clock: Clock, say: Callable[[str], None], step: int = 0) -> Table:
-    """Audit, export and judge a stage that was trained; of a step, while it trains, export and judge that."""
+    """Audit, export and judge a stage that was trained, and write its report; of a step, export and judge that.
+
+    The scores are in the run's folder when this returns.
+    """
     if not step:
         with clock.phase("audit: was every position read once, and the right sample at each?", say):
             run(audit(places, size), say)
     with clock.phase(f"export the {size} px pipeline", say):
         run(export(places, size, step), say)
     with clock.phase(f"judge 128 held-out captions at {size} px", say):
-        return prove(places.pipeline(size, step), size, say)
+        scores = prove(places.pipeline(size, step), size, say)
+    file = f"scores-{step}.json" if step else SCORES
+    write_json(places.run(size) / file, {"seconds": clock.seconds, "scores": scores})
+    if not step:
+        run(report(places, size), say)
+    return scores
 
 
 def sample(places: Places, say: Callable[[str], None]) -> Path:

@@ -7,10 +7,7 @@ from pathlib import Path
 from bigdiff.config.errors import UsageError, door
 from bigdiff.quickstart import job
 from bigdiff.quickstart.dataset import PORT, Options
-from bigdiff.quickstart.job import SIZES, Clock, Places
-from bigdiff.runtime.files import write_json
-
-SCORES = "scores.json"  # in a run's folder, when it was judged; of a step "scores-100.json"
+from bigdiff.quickstart.job import SCORES, SIZES, Clock, Places
 
 
 def main() -> None:
@@ -49,8 +46,6 @@ def main() -> None:
     scores = job.judge(places, arguments.size, clock, say, arguments.step)
     for attribute, row in scores.items():
         say(f"{attribute:12}right {row['accuracy']:.2f}, by chance {row['chance']:.2f}, oracle {row['oracle']:.2f}")
-    file = f"scores-{arguments.step}.json" if arguments.step else SCORES
-    write_json(arguments.run / file, {"seconds": clock.seconds, "scores": scores})
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ def test_the_commands_train_the_stages_where_the_places_say(seed: int) -> None:
     assert load_stage("quickstart-64px").init_from == "quickstart-32px"
 
 
+def test_the_report_is_of_the_run_that_was_judged() -> None:
+    door, _, run = job.report(Places.of_seed(7), 32)
+    assert (CONFIGS.parent / door).is_file()
+    assert run == "runs/seed-7/quickstart-32px"
+
+
 def test_a_command_that_fails_ends_the_job(capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     job.run(["launch/sample.py", "--help"], said.append)

@@ -10,7 +10,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import Evaluation, Judges
 from bigdiff.evaluate import judging, report
 from bigdiff.evaluate.point import Point
-from bigdiff.quickstart.part import SCORES
+from bigdiff.quickstart.job import SCORES
 from bigdiff.report import folder, scores
 
 POINTS = [
