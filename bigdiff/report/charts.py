@@ -5,10 +5,11 @@ from typing import Final
 from bigdiff.prep.page import Markup, charts, note, section
 from bigdiff.report import curves, lines
 from bigdiff.report.curves import BUCKETS, Curve
-from bigdiff.report.lines import COLOURS, Chart, Series
+from bigdiff.report.lines import COLOURS, Chart, Scale, Series
 from bigdiff.report.readings import Readings
 
 _SMOOTHED_FROM: Final = 12  # points, below which a running mean says nothing
+_CROWDED: Final = 60  # points of one of ten lines, above which they hide each other
 _LOSS, _NORM, _RATE = "train/loss", "train/grad_norm", "train/lr"
 _SPEED, _WAIT, _SLOWEST = "speed/images_per_second", "speed/data_wait_fraction", "speed/slowest_rank"
 _STALL: Final = "speed/checkpoint_stall_seconds"
@@ -26,8 +27,8 @@ def learning(readings: Readings) -> Markup:
         _family(readings, "validation/loss_ema_t/", "validation loss by timestep, average", _BINS),
         _family(readings, "validation/loss_t/", "validation loss by timestep, weights", _BINS),
         _alone(readings, _NORM, "gradient norm", "Before clipping. Spikes that stay are a learning rate too high."),
-        _single(readings, _RATE, "learning rate", "As scheduled."),
-        _family(readings, "distance/", "distance of the averages", "From the weights, relative to their norm.", True),
+        _family(readings, _RATE, "learning rate", "As scheduled.", "zero"),
+        _family(readings, "distance/", "distance of the averages", "From the weights, relative to their norm.", "zero"),
         *(
             _alone(readings, tag, tag.removeprefix("train/"), "A term of the loss.")
             for tag in readings.under("train/")
@@ -47,17 +48,25 @@ def speed(readings: Readings) -> Markup:
     if not readings.count:
         return section("How fast", [note("There are no readings yet.")])
     figures = [
-        _single(readings, _SPEED, "images per second", "Of all processes."),
-        _single(readings, _WAIT, "data wait", "Share of the time that training stood still for data."),
-        _single(readings, _SLOWEST, "slowest rank", "Forward time of the slowest process over the median; 1 is none."),
+        _alone(readings, _SPEED, "images per second", "Of all processes.", "zero"),
+        _alone(readings, _WAIT, "data wait", "Share of the time that training stood still for data.", "zero"),
+        _alone(
+            readings,
+            _SLOWEST,
+            "slowest rank",
+            "Forward time of the slowest process over the median; 1 where none is slower.",
+            "zero",
+        ),
     ]
     stalls = readings.curve(_STALL)
     if stalls.count and stalls.highest > 0:
-        figures.append(_single(readings, _STALL, "checkpoint stall, seconds", "That steps waited for checkpoints."))
+        figures.append(
+            _alone(readings, _STALL, "checkpoint stall, seconds", "That steps waited for checkpoints.", "zero")
+        )
     return section("How fast", [charts(_there(figures))])
 
 
-def _alone(readings: Readings, tag: str, name: str, said: str) -> Markup:
+def _alone(readings: Readings, tag: str, name: str, said: str, scale: Scale = "auto") -> Markup:
     """One tag, with its running mean where it is long enough."""
     curve = readings.curve(tag)
     if len(curve.buckets) < _SMOOTHED_FROM:
@@ -67,24 +76,22 @@ def _alone(readings: Readings, tag: str, name: str, said: str) -> Markup:
             Series(name="readings", points=curve.points, colour="pale"),
             Series(name="running mean", points=curves.smooth(curve), colour="c0"),
         ]
-    return lines.drawn(Chart(name=name, series=series, said=_with_broken(said, curve)))
+    return lines.drawn(Chart(name=name, series=series, said=_with_broken(said, curve), scale=scale))
 
 
-def _single(readings: Readings, tag: str, name: str, said: str) -> Markup:
-    """One tag as it is, from 0."""
-    curve = readings.curve(tag)
-    series = Series(name="last", points=curve.points, colour="c0")
-    return lines.drawn(Chart(name=name, series=[series], said=_with_broken(said, curve), scale="zero"))
-
-
-def _family(readings: Readings, prefix: str, name: str, said: str, from_zero: bool = False) -> Markup:
-    """All tags below a prefix; those of timesteps are an order."""
-    kind = "t" if prefix.endswith("_t/") else "c"
-    series = [
-        Series(name=tag.removeprefix(prefix), points=readings.curve(tag).points, colour=f"{kind}{index % COLOURS}")
-        for index, tag in enumerate(readings.under(prefix))
-    ]
-    return lines.drawn(Chart(name=name, series=series, said=said, scale="zero" if from_zero else "auto"))
+def _family(readings: Readings, prefix: str, name: str, said: str, scale: Scale = "auto") -> Markup:
+    """All tags below a prefix. Ranges of timesteps are an order, and running means where lines would hide each other."""
+    ranges = prefix.endswith("_t/")
+    tags = readings.under(prefix)
+    smooth = ranges and any(len(readings.curve(tag).buckets) > _CROWDED for tag in tags)
+    series = []
+    for index, tag in enumerate(tags):
+        curve = readings.curve(tag)
+        points = curves.smooth(curve) if smooth else curve.points
+        colour = f"{'t' if ranges else 'c'}{index % COLOURS}"
+        series.append(Series(name=tag.removeprefix(prefix) or name, points=points, colour=colour))
+    said = f"{said} Running means." if smooth else said
+    return lines.drawn(Chart(name=name, series=series, said=said, scale=scale))
 
 
 def _validation(readings: Readings) -> Markup:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Final
 
 BUCKETS: Final = 250  # at most, with up to four readings each
-_SMOOTHED: Final = 0.08  # share of the curve whose mean is a point of the smooth line
+_SMOOTHED: Final = 0.04  # share of the curve whose mean is a point of the smooth line
 
 Point = tuple[float, float]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from bigdiff.checkpoint import layout
 from bigdiff.cluster import status
 from bigdiff.cluster.starts import Start, starts
-from bigdiff.cluster.status import Found, Standing
+from bigdiff.cluster.status import Found, Queued, Standing
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.config.load import restore
 from bigdiff.config.schema import Stage
@@ -28,6 +28,7 @@ class Folder:
     config: str  # the text of config.yaml
     found: Found
     standing: Standing
+    doubt: str  # why its state may be another; "" where that is known
     readings: Readings
     starts: tuple[Start, ...]  # all, the oldest first
     about: Mapping[str, Any]  # versions.json, {} without
@@ -44,7 +45,6 @@ def read(run: Path) -> Folder:
 
     Raises:
         UsageError: when it is no run's folder, or a file in it is damaged.
-        RunError: when SLURM has the run's job, by the looks of it, and does not answer.
     """
     if not run.is_dir():
         raise UsageError(f"--run {run} is not a folder: name that of a run, such as runs/quickstart-64px")
@@ -61,15 +61,25 @@ def read(run: Path) -> Folder:
         found, begun = status.find(run), tuple(starts(run / "logs"))
     except RunError as error:  # to this command a damaged record is unusable input
         raise UsageError(str(error)) from error
-    done = found.checkpoint >= stage.steps
-    queued = status.queue([found.job] if found.on_slurm and not done else [])
+    queued, doubt = _queued(found, stage)
     return Folder(
         path=run,
         stage=stage,
         config=config,
         found=found,
-        standing=status.stand(stage, found, queued.get(found.job)),
+        doubt=doubt,
+        standing=status.stand(stage, found, queued),
         readings=found_readings,
         starts=begun,
         about=content(run / VERSIONS),
     )
+
+
+def _queued(found: Found, stage: Stage) -> tuple[Queued | None, str]:
+    """What SLURM has of the run's job, and what is in doubt where it does not answer, which the page says."""
+    if not found.on_slurm or found.checkpoint >= stage.steps:
+        return None, ""
+    try:
+        return status.queue([found.job]).get(found.job), ""
+    except RunError as error:
+        return None, f"by its folder alone, for {str(error).partition(chr(10))[0]}"

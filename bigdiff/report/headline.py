@@ -45,11 +45,11 @@ def _progress(run: Folder) -> list[tuple[Cell, ...]]:
     share = f"{standing.step / standing.steps:.1%}" if standing.steps else ""
     return [
         ("stage", run.stage.name, f"in {run.path}"),
-        ("state", standing.state, standing.why or standing.again),
+        ("state", standing.state, "; ".join(filter(None, (run.doubt, standing.why or standing.again)))),
         ("steps", f"{standing.step:,} of {standing.steps:,} ({share})", f"of {run.stage.batch.total:,} images each"),
         ("images seen", f"{run.seen:,}", "what every curve below is drawn over"),
         ("first reading", moment(first["time"]) if "time" in first else "", ""),
-        ("last reading", moment(last["time"]) if "time" in last else "", f"of {run.readings.count:,}"),
+        ("last reading", moment(last["time"]) if "time" in last else "", f"of {run.readings.count:,} readings"),
         ("time left", *_left(run)),
     ]
 

@@ -46,6 +46,7 @@ _BOTTOM: Final = 176
 _FULL: Final = 6  # steps on a scale above which only powers of ten are written
 _WIDE: Final = 4.0  # the highest over the lowest, from which "auto" is a logarithmic scale
 _FLAT: Final = 1e-9
+Scale = Literal["auto", "linear", "zero"]  # logarithmic where values differ much; as they are; from 0
 _LETTERS: Final = ("", "k", "M", "G", "T")
 
 
@@ -67,11 +68,11 @@ class Chart:
     name: str
     series: Sequence[Series]
     said: str = ""
-    scale: Literal["auto", "linear", "zero"] = "auto"  # logarithmic where values differ much; as they are; from 0
+    scale: Scale = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Scale:
+class _Axis:
     low: float
     high: float
     marks: tuple[float, ...]
@@ -136,12 +137,12 @@ def _legend(series: Sequence[Series]) -> str:
     return f"<div>{keys}</div>"
 
 
-def _across(last: float) -> _Scale:
+def _across(last: float) -> _Axis:
     end = last or 1.0
-    return _Scale(low=0.0, high=end, marks=tuple(one for one in ticks([0.0, end]) if one <= end), powers=False)
+    return _Axis(low=0.0, high=end, marks=tuple(one for one in ticks([0.0, end]) if one <= end), powers=False)
 
 
-def _up(values: Sequence[float], scale: str) -> _Scale:
+def _up(values: Sequence[float], scale: Scale) -> _Axis:
     low, high = min(values), max(values)
     if scale == "auto" and low > 0 and high / low >= _WIDE:
         return _powers(low, high)
@@ -150,10 +151,10 @@ def _up(values: Sequence[float], scale: str) -> _Scale:
     marks = ticks([0.0, low, high] if scale == "zero" else [low, high])
     if marks[0] == marks[-1]:
         marks = [0.0, 1.0]  # values too small for a scale of their own
-    return _Scale(low=marks[0], high=marks[-1], marks=tuple(marks), powers=False)
+    return _Axis(low=marks[0], high=marks[-1], marks=tuple(marks), powers=False)
 
 
-def _powers(low: float, high: float) -> _Scale:
+def _powers(low: float, high: float) -> _Axis:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = [round_ for power in exponents for round_ in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
     low, high = low / 1.03, high * 1.03
@@ -161,10 +162,10 @@ def _powers(low: float, high: float) -> _Scale:
     if len(marks) > _FULL:
         tens = [10.0**power for power in exponents if low <= 10.0**power <= high]
         marks = tens[:: math.ceil(len(tens) / _FULL)]
-    return _Scale(low=low, high=high, marks=tuple(marks), powers=True)
+    return _Axis(low=low, high=high, marks=tuple(marks), powers=True)
 
 
-def _rows(scale: _Scale) -> list[str]:
+def _rows(scale: _Axis) -> list[str]:
     parts = []
     for mark in scale.marks:
         y = _BOTTOM - scale.share(mark) * (_BOTTOM - _TOP)
@@ -173,7 +174,7 @@ def _rows(scale: _Scale) -> list[str]:
     return parts
 
 
-def _columns(scale: _Scale) -> list[str]:
+def _columns(scale: _Axis) -> list[str]:
     parts = []
     for mark in scale.marks:
         x = _LEFT + scale.share(mark) * (_RIGHT - _LEFT)

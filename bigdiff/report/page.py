@@ -16,7 +16,6 @@ def write(run: Path, output: Path | None = None) -> Path:
 
     Raises:
         UsageError: when it is no run, a file in it is damaged, or `output` cannot be written.
-        RunError: as bigdiff.report.folder.read.
     """
     final = output or run / NAME
     if final.is_dir():
@@ -33,7 +32,7 @@ def rendered(run: Path) -> str:
     """The page's text; the same folder gives the same text.
 
     Raises:
-        UsageError, RunError: as bigdiff.report.folder.read.
+        UsageError: as `write`, of what it reads.
     """
     found = folder.read(run)
     sections = [
@@ -49,4 +48,4 @@ def rendered(run: Path) -> str:
     ]
     title = f"Run report: {found.stage.name}"
     top: list[Markup] = [title_line(title), headline.top(found), contents(sections)]
-    return document(title, [*top, *sections], lines.STYLE + previews.STYLE)
+    return document(title, [*top, *sections], lines.STYLE + previews.STYLE + scores.STYLE)

@@ -14,6 +14,7 @@ JUDGED: Final = "scores*.json"  # of the quickstart's judge, "scores-100.json" o
 RESULTS: Final = "results.json"  # of an evaluation that is done
 RESULT: Final = "result.json"  # of one guidance, before that
 CURVE: Final = "fid-clip.png"
+STYLE: Final = ".plot img { width: 100%; max-width: 34rem; border: 1px solid var(--line); background: #fff }\n"
 _COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
 
 
@@ -71,7 +72,7 @@ def _evaluated(folder: Path) -> list[Markup]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} is not what launch/evaluate.py writes ({error!r}): run it again") from error
     when = f" after {seen:,} images" if isinstance(seen, int) else ""
-    title = heading(f"Evaluation {folder.name}{when}{'' if whole else ', not finished'}")
+    title = heading(f"Judged in {folder.name}/{when}{'' if whole else ', not finished'}")
     parts = [title, table(names, rows)]
     if singular:
         parts.append(note("FID is of no more pictures than features: far too high, and no number to compare."))
@@ -79,7 +80,7 @@ def _evaluated(folder: Path) -> list[Markup]:
     drawn = folder / CURVE
     if drawn.is_file():
         shown = picture(jpeg(drawn.read_bytes(), str(drawn)), "down and to the right is better")
-        parts.append(Markup(f'<div class="previews">{shown}</div>'))
+        parts.append(Markup(f'<div class="plot">{shown}</div>'))
     return parts
 
 

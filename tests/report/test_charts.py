@@ -59,6 +59,8 @@ def test_what_has_no_readings_is_left_out_with_a_word(told: Callable[..., Folder
 def test_thinning_and_what_is_not_finite_are_said(told: Callable[..., Folder]) -> None:
     assert "All 20 readings are drawn" in charts.learning(told(20).readings)
     assert "Of 2,000 readings at most 1,000 a curve are drawn" in charts.learning(told(2000).readings)
+    assert "Running means." in charts.learning(told(2000, (), **ALL).readings)
+    assert "Running means." not in charts.learning(told(20, (), **ALL).readings)
     broken = told(3, (), **{"train/grad_norm": math.nan}).readings
     assert figures(charts.learning(broken)) == ["training loss"]
     assert "Left out" not in charts.learning(told(3).readings)

@@ -8,7 +8,7 @@ import pytest
 from bigdiff.cluster import starts
 from bigdiff.cluster.crash import Crash
 from bigdiff.config.errors import UsageError
-from bigdiff.report import folder
+from bigdiff.report import folder, headline
 from bigdiff.report.folder import Folder
 
 CRASH = Crash(time=5.0, job="j", nodes="n[1-2]", status=137, step=7, kind="passing", why="killed", blamed=("n2",))
@@ -42,6 +42,26 @@ def test_a_finished_run_has_seen_what_its_checkpoint_says(made: Callable[..., Pa
     (saved / "index.json").write_text("{}")
     found = folder.read(run)
     assert (found.standing.state, found.seen) == ("finished", stage.steps * stage.batch.total)
+
+
+def test_without_an_answer_of_slurm_the_folder_alone_is_asked_and_the_page_says_so(
+    made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made(1)
+    job = run / "logs" / "20260101-000000-17"
+    job.mkdir(parents=True)
+    (job / "17_submission.sh").touch()
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 17'|RUNNING||n1'\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho Restarts=0\n")
+    for client in ("squeue", "scontrol"):
+        (tmp_path / client).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = folder.read(run)
+    assert (found.standing.state, found.doubt) == ("running", "")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    found = folder.read(run)
+    assert found.standing.state == "stopped"
+    assert "by its folder alone, for squeue does not answer: no controller" in headline.written(found)
 
 
 def test_what_is_no_run_is_said(tmp_path: Path, made: Callable[..., Path]) -> None:

@@ -49,7 +49,7 @@ def test_an_evaluation_is_told_as_launch_evaluate_left_it(
     wanted = Evaluation(output=run / "evaluation", judges=Judges(clip="c"), pipeline=Path("model"))
     report.write(wanted, POINTS, {"settings": {"samples_seen": 41_600}})
     reader = parsed(shown(run))
-    assert "Evaluation evaluation after 41,600 images" in reader.texts
+    assert "Judged in evaluation/ after 41,600 images" in reader.texts
     at = reader.texts.index("clip_cosine")
     assert reader.texts[at + 1 : at + 11] == [
         "1.5",
@@ -73,7 +73,7 @@ def test_an_evaluation_that_is_under_way_shows_what_there_is(made: Callable[...,
     done = run / "evaluation" / "guidance-5"
     done.mkdir(parents=True)
     (done / judging.RESULT).write_text(json.dumps({"point": asdict(POINTS[1]), "real": None}))
-    assert "Evaluation evaluation, not finished" in shown(run) and "30,000" in shown(run)
+    assert "Judged in evaluation/, not finished" in shown(run) and "30,000" in shown(run)
 
 
 @pytest.mark.parametrize("broken", ['{"scores"', '{"scores": [1]}', '{"scores": {"a": {"accuracy": "x"}}}', "{}"])
