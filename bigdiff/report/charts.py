@@ -80,7 +80,7 @@ def _alone(readings: Readings, tag: str, name: str, said: str, scale: Scale = "a
 
 
 def _family(readings: Readings, prefix: str, name: str, said: str, scale: Scale = "auto") -> Markup:
-    """All tags below a prefix. Ranges of timesteps are an order, and running means where lines would hide each other."""
+    """All tags below a prefix. Ranges of timesteps are an order, and running means where lines hide each other."""
     ranges = prefix.endswith("_t/")
     tags = readings.under(prefix)
     smooth = ranges and any(len(readings.curve(tag).buckets) > _CROWDED for tag in tags)
