@@ -18,7 +18,7 @@ _STYLE: Final = """
 :root { --ink: #1c2430; --pale: #5c6675; --line: #e2e6ec; --on: #2f6fb2; --off: #c9d3df; --mark: #c0392b;
   --paper: #fff; --soft: #f3f6f9; color-scheme: light dark }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e8ee; --pale: #9aa5b3; --line: #303945; --on: #6aa5e3; --off: #4a5666; --mark: #e8705f;
+  :root { --ink: #e3e8ee; --pale: #9aa5b3; --line: #303945; --on: #6aa5e3; --off: #3d4855; --mark: #e8705f;
     --paper: #14181d; --soft: #1e242c }
 }
 * { box-sizing: border-box }

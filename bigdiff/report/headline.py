@@ -61,7 +61,7 @@ def _left(run: Folder) -> tuple[str, str]:
     rate = standing.images_per_second
     if not rate:
         return "", ""
-    hours = (standing.steps - standing.step) * run.stage.batch.total / rate / 3600
+    hours = max(standing.steps - standing.step, 0) * run.stage.batch.total / rate / 3600
     when = "" if standing.state == "running" else ", once it goes on"
     return f"{hours:.2f} hours{when}", "at the speed of the last reading"
 

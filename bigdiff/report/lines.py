@@ -11,7 +11,7 @@ from bigdiff.prep.page import Markup, number
 from bigdiff.report.curves import Point
 
 _APART: Final = (
-    "#2f6fb2",
+    "#3d82c9",
     "#d1622b",
     "#3a9d5d",
     "#8e5bb5",
@@ -23,7 +23,7 @@ _APART: Final = (
     "#7a5c3e",
 )
 _IN_ORDER: Final = tuple(f"hsl({(215 + 18 * step) % 360} 62% 55%)" for step in range(10))  # blue to red
-_COLOURS: Final = {f"{kind}{n}": one for kind, all in (("c", _APART), ("t", _IN_ORDER)) for n, one in enumerate(all)}
+_COLOURS: Final = {f"{kind}{n}": one for kind, own in (("c", _APART), ("t", _IN_ORDER)) for n, one in enumerate(own)}
 STYLE: Final = """
 svg polyline.pale { stroke: var(--off); stroke-width: 1.2 }
 svg line.grid { stroke: var(--line) }
@@ -45,20 +45,19 @@ _TOP: Final = 10
 _BOTTOM: Final = 176
 _FULL: Final = 6  # steps on a scale above which only powers of ten are written
 _WIDE: Final = 4.0  # the highest over the lowest, from which "auto" is a logarithmic scale
-_FLAT: Final = 1e-9
+_FLAT: Final = 1e-9  # relative difference that is of rounding
 Scale = Literal["auto", "linear", "zero"]  # logarithmic where values differ much; as they are; from 0
 _LETTERS: Final = ("", "k", "M", "G", "T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One line; without points it is left out."""
+    """One line, whose last value the legend says; without points it is left out."""
 
     name: str
     points: Sequence[Point]
     colour: str  # "pale", "c0" to "c9", or "t0" to "t9"
     errors: Sequence[tuple[float, float, float]] = ()  # (images seen, low, high)
-    last: bool = True  # whether the legend says its last value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +129,7 @@ def count(value: float) -> str:
 
 def _legend(series: Sequence[Series]) -> str:
     keys = "".join(
-        f'<span class="key"><i class="{one.colour}"></i>{escape(one.name)}'
-        f"{f': {number(one.points[-1][1])}' if one.last else ''}</span>"
+        f'<span class="key"><i class="{one.colour}"></i>{escape(one.name)}: {number(one.points[-1][1])}</span>'
         for one in series
     )
     return f"<div>{keys}</div>"
