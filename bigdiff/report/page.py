@@ -5,7 +5,19 @@ from pathlib import Path
 from bigdiff.checkpoint import layout
 from bigdiff.config.errors import UsageError
 from bigdiff.prep.page import Markup, contents, document, title_line
-from bigdiff.report import charts, data, events, folder, headline, lines, preflight, previews, scores, settings
+from bigdiff.report import (
+    charts,
+    data,
+    evaluations,
+    events,
+    folder,
+    headline,
+    lines,
+    preflight,
+    previews,
+    scores,
+    settings,
+)
 from bigdiff.runtime.files import write_bytes
 
 NAME = "report.html"  # in the run's folder
@@ -48,4 +60,4 @@ def rendered(run: Path) -> str:
     ]
     title = f"Run report: {found.stage.name}"
     top: list[Markup] = [title_line(title), headline.top(found), contents(sections)]
-    return document(title, [*top, *sections], lines.STYLE + previews.STYLE + scores.STYLE)
+    return document(title, [*top, *sections], lines.STYLE + previews.STYLE + evaluations.STYLE)

@@ -44,6 +44,9 @@ def written(run: Folder, tensorboard: Path) -> Markup:
         return section("Pictures", [note(_without(run))])
     prompts = run.stage.preview.prompts
     said = f"The same noise each time, for: {'; '.join(prompts)}." if prompts else "The same noise each time."
+    if run.stage.preview.more_guidance:
+        scales = (run.stage.preview.guidance, *run.stage.preview.more_guidance)
+        said += f" Row by row at guidance {', '.join(f'{scale:g}' for scale in scales)}."
     return section("Pictures", [note(said), *parts])
 
 

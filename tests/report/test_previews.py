@@ -47,6 +47,14 @@ def test_the_page_has_the_first_the_last_and_no_more_than_it_may(
     assert f"{previews.SHOWN} of 20 are shown." in html
 
 
+def test_rows_of_several_scales_are_said(made: Callable[..., Path]) -> None:
+    drawing = ("preview.every=350", "preview.prompts=[a red circle]", "preview.more_guidance=[1.5,7]")
+    run = made(0, drawing)
+    draw(run, 1)
+    html = previews.written(folder.read(run), run / "tensorboard")
+    assert "for: a red circle. Row by row at guidance 3, 1.5, 7." in html
+
+
 def test_without_pictures_there_is_a_word(made: Callable[..., Path]) -> None:
     drawing = ("preview.every=350", "preview.prompts=[a red circle]")
     for overrides, said in (

@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,72 +7,49 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import Evaluation, Judges
-from bigdiff.evaluate import judging, report
+from bigdiff.evaluate import report
 from bigdiff.evaluate.point import Point
 from bigdiff.quickstart.job import SCORES
 from bigdiff.report import folder, scores
 
-POINTS = [
-    Point(guidance=1.5, images=30_000, fid=21.234567, clip_score=0.61, clip_cosine=0.24),
-    Point(guidance=5.0, images=30_000, fid=14.0, clip_score=0.77, clip_cosine=0.31, singular=True),
-]
-JUDGED = {"scores": {"shape": {"accuracy": 0.9296, "chance": 0.3333, "oracle": 1.0}}, "seconds": {}}
+
+def judged(run: Path, accuracy: float, step: str = "") -> None:
+    """As the quickstart's judge writes it."""
+    found = {"shape": {"accuracy": accuracy, "chance": 0.3333, "oracle": 1.0}}
+    (run / SCORES.replace(".json", f"{step}.json")).write_text(json.dumps({"scores": found, "seconds": {}}))
 
 
 def shown(run: Path) -> str:
     return scores.written(folder.read(run))
 
 
-def test_the_files_are_those_that_are_written() -> None:
-    assert (scores.RESULTS, scores.RESULT, scores.CURVE) == (report.RESULTS, judging.RESULT, report.CURVE)
-    assert Path(SCORES).match(scores.JUDGED) and Path("scores-100.json").match(scores.JUDGED)
-
-
-def test_what_the_judge_says_is_told_of_the_end_and_of_a_step(
-    made: Callable[..., Path], parsed: Callable[[str], Any]
-) -> None:
+def test_what_the_judge_says_is_a_table(made: Callable[..., Path], parsed: Callable[[str], Any]) -> None:
     run = made()
     assert "None yet" in shown(run)
-    (run / SCORES).write_text(json.dumps(JUDGED))
-    (run / "scores-100.json").write_text(json.dumps(JUDGED))
+    judged(run, 0.9296)
     texts = parsed(shown(run)).texts
-    assert "Held-out captions at its end" in texts and "Held-out captions at step 100" in texts
+    assert "Held-out captions at its end" in texts
     at = texts.index("shape")
     assert texts[at + 1 : at + 4] == ["0.93", "0.33", "1.00"]
+    assert "<svg" not in shown(run), "one is no curve"
 
 
-def test_an_evaluation_is_told_as_launch_evaluate_left_it(
-    made: Callable[..., Path], parsed: Callable[[str], Any]
-) -> None:
+def test_scores_of_several_steps_are_a_curve_and_the_newest_is_the_table(made: Callable[..., Path]) -> None:
+    run = made()
+    for step, accuracy in ((5, 0.1), (100, 0.9), (20, 0.5)):
+        judged(run, accuracy, f"-{step}")
+    html = shown(run)
+    assert "Held-out captions at step 100" in html and "0.90" in html
+    (line,) = (part.partition('"')[0].split() for part in html.split('points="')[1:])
+    xs, ys = zip(*(map(float, point.split(",")) for point in line), strict=True)
+    assert list(xs) == sorted(xs) and list(ys) == sorted(ys, reverse=True), "in the order of steps, rising"
+
+
+def test_evaluations_stand_in_the_same_section(made: Callable[..., Path]) -> None:
     run = made()
     wanted = Evaluation(output=run / "evaluation", judges=Judges(clip="c"), pipeline=Path("model"))
-    report.write(wanted, POINTS, {"settings": {"samples_seen": 41_600}})
-    reader = parsed(shown(run))
-    assert "Judged in evaluation/ after 41,600 images" in reader.texts
-    at = reader.texts.index("clip_cosine")
-    assert reader.texts[at + 1 : at + 11] == [
-        "1.5",
-        "30,000",
-        "21.235",
-        "0.61",
-        "0.24",
-        "5",
-        "30,000",
-        "14",
-        "0.77",
-        "0.31",
-    ]
-    assert any(text.startswith("fid: Frechet distance") for text in reader.texts)
-    assert any("far too high" in text for text in reader.texts)
-    assert len(reader.sources) == 1, "FID against CLIP-SCORE"
-
-
-def test_an_evaluation_that_is_under_way_shows_what_there_is(made: Callable[..., Path]) -> None:
-    run = made()
-    done = run / "evaluation" / "guidance-5"
-    done.mkdir(parents=True)
-    (done / judging.RESULT).write_text(json.dumps({"point": asdict(POINTS[1]), "real": None}))
-    assert "Judged in evaluation/, not finished" in shown(run) and "30,000" in shown(run)
+    report.write(wanted, [Point(guidance=3.0, images=8, clip_score=0.5, clip_cosine=0.2)], {"settings": {}})
+    assert "Judged in evaluation" in shown(run) and "None yet" not in shown(run)
 
 
 @pytest.mark.parametrize("broken", ['{"scores"', '{"scores": [1]}', '{"scores": {"a": {"accuracy": "x"}}}', "{}"])
@@ -82,8 +58,16 @@ def test_damaged_scores_are_named(made: Callable[..., Path], broken: str) -> Non
     (run / SCORES).write_text(broken)
     with pytest.raises(UsageError, match=r"scores\.json is not"):
         shown(run)
-    (run / SCORES).unlink()
-    (run / "evaluation").mkdir()
-    (run / "evaluation" / report.RESULTS).write_text('{"points": [{"fid": 1}]}')
-    with pytest.raises(UsageError, match=r"results\.json is not what launch/evaluate\.py writes"):
-        shown(run)
+
+
+def test_another_name_is_not_taken_for_a_step(made: Callable[..., Path]) -> None:
+    run = made()
+    judged(run, 0.5, "-of-mine")
+    assert "None yet" in shown(run)
+
+
+def test_the_end_comes_after_its_own_step(made: Callable[..., Path]) -> None:
+    run = made()
+    judged(run, 0.5, f"-{folder.read(run).stage.steps}")
+    judged(run, 0.75)
+    assert "0.75" in shown(run) and "at its end" in shown(run)
