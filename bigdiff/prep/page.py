@@ -31,7 +31,7 @@ p { margin: .3rem 0 .9rem; color: var(--pale); max-width: 50rem }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1rem 0 0; font-size: .9rem }
 a { color: var(--on) }
 .wide { overflow-x: auto }
-.wide + p { margin-top: .9rem }
+.wide + :not(h3) { margin-top: .9rem }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .34rem 1rem .34rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td:last-child, th:last-child { padding-right: 0 }

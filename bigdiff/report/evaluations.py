@@ -45,7 +45,7 @@ def written(run: Folder) -> list[Markup]:
     found = [_read(folder) for folder in _folders(run.path)]
     found.sort(key=lambda one: (one.seen is not None, one.seen or 0, str(one.folder)))
     parts = [] if len(found) <= SHOWN else [note(f"The newest {SHOWN} of {len(found)} evaluations are shown in full.")]
-    for one in found[-SHOWN:]:
+    for one in reversed(found[-SHOWN:]):
         parts += _shown(one, run.path)
     means = {name: text for one in found[-SHOWN:] for name, text in one.means.items()}
     return [*_over_time(found), *parts, *(note(f"{name}: {text}.") for name, text in means.items())]

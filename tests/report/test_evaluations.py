@@ -60,9 +60,9 @@ def test_checkpoints_that_were_judged_alike_make_curves(
     html = shown(run)
     texts = parsed(html).texts
     assert [text for text in texts if text.startswith("Judged in")] == [
-        "Judged in evaluation/20, after 1,280 images",
-        "Judged in evaluation/40, after 2,560 images",
         "Judged in evaluation/100, after 6,400 images",
+        "Judged in evaluation/40, after 2,560 images",
+        "Judged in evaluation/20, after 1,280 images",
     ]
     assert "The newest 3 of 5 evaluations are shown in full." in texts
     assert "1 others were judged in other ways, or are not done, and are left out of these curves." in texts
