@@ -49,6 +49,7 @@ def speed(readings: Readings) -> Markup:
         return section("How fast", [note("There are no readings yet.")])
     figures = [
         _alone(readings, _SPEED, "images per second", "Of all processes.", "zero"),
+        _alone(readings, "speed/mfu", "MFU", "Work that the images need, over the devices' stated peak.", "zero"),
         _alone(readings, _WAIT, "data wait", "Share of the time that training stood still for data.", "zero"),
         _alone(
             readings,

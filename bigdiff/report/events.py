@@ -3,14 +3,15 @@
 from collections import Counter, deque
 from typing import Any, Final
 
-from bigdiff.cluster.starts import Start
-from bigdiff.config.errors import UsageError
+from bigdiff.config.errors import RunError, UsageError
 from bigdiff.prep.page import Cell, Markup, heading, note, section, table
 from bigdiff.report.folder import Folder
 from bigdiff.report.headline import moment
 from bigdiff.report.records import lines
+from bigdiff.runtime import records
 
 INCIDENTS: Final = "recovery.jsonl"  # a line for each incident
+USAGE: Final = "usage.json"  # an entry for each start, on SLURM or not
 SHOWN: Final = 50  # of a kind, the newest
 _NAMED: Final = 3  # samples of an incident
 _DONE: Final = {"skip": "left out", "roll back": "rolled back", "end": "ended the run"}
@@ -28,13 +29,33 @@ def written(run: Folder) -> Markup:
 def _starts(run: Folder) -> list[Markup]:
     found = run.starts
     if not found:
-        return [note("There is no record of starts: on SLURM alone one is kept.")]
+        return _usage(run)
     rows: list[list[Cell]] = [
-        [moment(one.time), one.nodes, one.step, _lasted(one), one.ended or "not told: it runs, or was killed"]
+        [moment(one.time), one.nodes, one.step, _hours(one.seconds), one.ended or "not told: it runs, or was killed"]
         for one in found[-SHOWN:]
     ]
     title = f"{len(found):,} {'start' if len(found) == 1 else 'starts'}"
     return [heading(title), _cut(len(found)), table(("begun", "nodes", "from step", "lasted", "ended"), rows)]
+
+
+def _usage(run: Folder) -> list[Markup]:
+    """Starts without SLURM: when, and how long each trained, not what ended it."""
+    try:
+        rows: list[list[Cell]] = records.read(run.path / USAGE, _used, "starts")
+    except RunError as error:
+        raise UsageError(str(error)) from error
+    except KeyError as error:
+        raise UsageError(f"{run.path / USAGE} has a start without {error}: remove it") from error
+    if not rows:
+        return [note("There is no record of starts.")]
+    title = f"{len(rows):,} {'start' if len(rows) == 1 else 'starts'}"
+    said = note("What ended each is recorded on SLURM alone.")
+    return [heading(title), said, _cut(len(rows)), table(("begun", "devices", "trained for"), rows[-SHOWN:])]
+
+
+def _used(one: dict[str, Any]) -> list[Cell]:
+    lasted = _hours(one["seconds"]) or "not told: it is the newest"
+    return [moment(one["time"]), f"{one['devices']} x {one['device']}", lasted]
 
 
 def _crashes(run: Folder) -> list[Markup]:
@@ -88,10 +109,10 @@ def _damage(run: Folder) -> list[Markup]:
     return parts or [note("No damaged or taken-down sample was met.")] if run.readings.count else []
 
 
-def _lasted(start: Start) -> str:
-    if not start.seconds:
+def _hours(seconds: float) -> str:
+    if not seconds:
         return ""
-    return f"{start.seconds:,.0f} s" if start.seconds < 7200 else f"{start.seconds / 3600:,.1f} h"
+    return f"{seconds:,.0f} s" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _cut(count: int) -> Markup:

@@ -68,25 +68,16 @@ def _left(run: Folder) -> tuple[str, str]:
 
 def _speed(run: Folder) -> list[tuple[Cell, ...]]:
     def with_mean(tag: str, form: str) -> str:
-        curve = run.readings.curve(tag)
-        return (
-            f"{run.readings.last[tag]:{form}} (mean {curve.mean:{form}})"
-            if curve.count and tag in run.readings.last
-            else ""
-        )
+        curve, last = run.readings.curve(tag), run.readings.last
+        return f"{last[tag]:{form}} (mean {curve.mean:{form}})" if curve.count and tag in last else ""
 
+    rate, wait = with_mean("speed/images_per_second", ",.1f"), with_mean("speed/data_wait_fraction", ".2%")
     memory = run.readings.curve("memory/peak_gb")
     return [
-        (
-            "images/s",
-            with_mean("speed/images_per_second", ",.1f"),
-            "of all processes; the last reading, and the mean of all",
-        ),
-        (
-            "data wait",
-            with_mean("speed/data_wait_fraction", ".2%"),
-            "share of the time that training stood still for data",
-        ),
+        ("images/s", rate, "of all processes; the last reading, and the mean of all"),
+        ("TFLOP/s a device", with_mean("speed/tflops_per_device", ".3g"), "that the images need, nothing twice"),
+        ("MFU", with_mean("speed/mfu", ".1%"), "that over the device's stated peak"),
+        ("data wait", wait, "share of the time that training stood still for data"),
         ("slowest rank", with_mean("speed/slowest_rank", ".2f"), "forward time of the slowest process over the median"),
         ("peak memory", f"{memory.highest:.2f} GB" if memory.count else "", "of the process that used most"),
     ]
@@ -96,7 +87,12 @@ def _kept(run: Folder) -> list[tuple[Cell, ...]]:
     newest = layout.latest(run.path)
     saved = f"step {run.found.checkpoint:,}" if newest else "none yet"
     where = str(Path(*newest.parts[-2:])) if newest else "a crash before the first one begins again at step 0"
+    last = run.readings.last
+    money = f"{last['cost/so_far']:,.2f} so far, {last['cost/left']:,.2f} to come" if "cost/left" in last else ""
+    again = f"{last['speed/restarts']:,.0f}" if "speed/restarts" in last else ""
     return [
+        ("starts again", again, "after the first, whatever ended the one before"),
+        ("money", money, "of all starts, at log.price_per_device_hour"),
         ("last checkpoint", saved, where),
         ("commit", str(run.about.get("commit", "")), "of the code that wrote the run last"),
     ]

@@ -17,6 +17,7 @@ ALL = {
     "validation/error_ema": 0.01,
     "distance/ema/0.99": 0.05,
     "speed/data_wait_fraction": 0.01,
+    "speed/mfu": 0.3,
     "speed/slowest_rank": 1.1,
     "speed/checkpoint_stall_seconds": 2.0,
 }
@@ -42,7 +43,7 @@ def test_every_curve_that_has_readings_is_drawn(told: Callable[..., Folder], par
     assert html.count("<polygon") == 2, "the standard errors of both validations"
     assert "running mean" in html and "ema/0.99" in html
     speed = charts.speed(readings)
-    assert figures(speed) == ["images per second", "data wait", "slowest rank", "checkpoint stall, seconds"]
+    assert figures(speed) == ["images per second", "MFU", "data wait", "slowest rank", "checkpoint stall, seconds"]
 
 
 def test_what_has_no_readings_is_left_out_with_a_word(told: Callable[..., Folder]) -> None:

@@ -1,17 +1,18 @@
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bigdiff.cluster import records, starts
+from bigdiff.cluster import starts
 from bigdiff.cluster.crash import RECORD, Crash
 from bigdiff.config.errors import UsageError
 from bigdiff.report import events, folder
 from bigdiff.report.folder import Folder
-from bigdiff.train import incidents
+from bigdiff.runtime import records
+from bigdiff.train import incidents, usage
 
 INCIDENT = {
     "time": 1795274763.406,
@@ -26,7 +27,7 @@ INCIDENT = {
 
 
 def test_the_record_of_incidents_is_the_one_that_a_run_writes() -> None:
-    assert events.INCIDENTS == incidents.FILE
+    assert (events.INCIDENTS, events.USAGE) == (incidents.FILE, usage.RECORD)
 
 
 def test_everything_that_happened_is_told(made: Callable[..., Path], parsed: Callable[[str], Any]) -> None:
@@ -56,6 +57,21 @@ def test_everything_that_happened_is_told(made: Callable[..., Path], parsed: Cal
     ):
         assert text in texts, text
     assert "taken-down" not in html.lower()
+
+
+def test_starts_without_slurm_are_told_from_what_they_used(
+    made: Callable[..., Path], parsed: Callable[[str], Any]
+) -> None:
+    run = made()
+    first = usage.Start(time=1.7e9, devices=8, device="NVIDIA <H200>", flops=1, network="x", seconds=9000.0)
+    records.write(run / usage.RECORD, [first, replace(first, devices=4, seconds=0.0)])
+    texts = parsed(events.written(folder.read(run))).texts
+    for text in ("2 starts", "8 x NVIDIA <H200>", "2.5 h", "4 x NVIDIA <H200>", "not told: it is the newest"):
+        assert text in texts, text
+    for broken in ("{", "[{}]", "[1]"):
+        (run / usage.RECORD).write_text(broken)
+        with pytest.raises(UsageError, match=r"usage\.json (is not a list of starts|has a start without)"):
+            events.written(folder.read(run))
 
 
 def test_where_nothing_happened_a_line_says_so(told: Callable[..., Folder]) -> None:

@@ -7,7 +7,16 @@ from bigdiff.report import folder, headline
 from bigdiff.report.folder import Folder
 from bigdiff.report.headline import moment
 
-SPEED = {"speed/data_wait_fraction": 0.0125, "speed/slowest_rank": 1.5, "memory/peak_gb": 61.25}
+SPEED = {
+    "speed/tflops_per_device": 312.5,
+    "speed/mfu": 0.316,
+    "speed/restarts": 2.0,
+    "cost/so_far": 1234.5,
+    "cost/left": 10.0,
+    "speed/data_wait_fraction": 0.0125,
+    "speed/slowest_rank": 1.5,
+    "memory/peak_gb": 61.25,
+}
 
 
 def cells(html: str, parsed: Callable[[str], Any]) -> dict[str, str]:
@@ -30,6 +39,8 @@ def test_the_table_answers_each_question(made: Callable[..., Path], parsed: Call
     assert row["images seen"] == f"{40 * batch:,}"
     assert row["images/s"] == "250.0 (mean 250.0)"
     assert row["data wait"] == "1.25% (mean 1.25%)"
+    assert row["TFLOP/s a device"] == "312 (mean 312)" and row["MFU"] == "31.6% (mean 31.6%)"
+    assert row["starts again"] == "2" and row["money"] == "1,234.50 so far, 10.00 to come"
     assert row["slowest rank"] == "1.50 (mean 1.50)"
     assert row["peak memory"] == "61.25 GB"
     assert row["time left"] == f"{(steps - 40) * batch / 250 / 3600:.2f} hours, once it goes on"
