@@ -49,11 +49,13 @@ def test_the_whole_quickstart_is_one_command(slurm: Slurm, tmp_path: Path, free_
     shown: dict[str, str] = {}  # SLURM forgets a job minutes after its end
     with (tmp_path / "said").open("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=tmp_path)
-        while process.poll() is None:
-            every = slurm.run("scontrol", "show", "job", "-o").splitlines()
+        ended = False
+        while not ended:
+            ended = process.poll() is not None
+            whole = time.monotonic() - began
+            every = slurm.run("scontrol", "show", "job", "-o").splitlines()  # once more after the end
             shown |= {found.group(1): line for line in every if (found := re.match(r"JobId=(\d+) ", line))}
             time.sleep(1)
-        whole = time.monotonic() - began
         said.seek(0)
         told = said.read()
     assert process.returncode == 0, told[-3000:]
