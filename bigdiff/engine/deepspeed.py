@@ -13,6 +13,7 @@ from torch import nn
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.engine import optim
+from bigdiff.engine.collectives import Collectives
 from bigdiff.engine.flat import Flat
 from bigdiff.engine.frozen import moved, set_apart
 from bigdiff.engine.gather import gathered
@@ -84,6 +85,7 @@ class Engine:
             model=module, optimizer=self._adam, config=config, dist_init_required=False
         )
         self.module: nn.Module = self._engine.module
+        self._collectives = Collectives(world.device) if stage.engine.zero_stage < 3 else None
         self._zero = self._behind(stage, layout, trained, world.rank)
         self._adam.norm = self._zero.norm
         self.partition: Partition = self._zero.partition  # for the EMA and the checkpoint
@@ -121,6 +123,10 @@ class Engine:
         if not complete:
             return None
         return Stepped(rate=rate, norm=self._adam.seen, applied=math.isfinite(self._adam.seen))
+
+    def communication(self) -> float | None:
+        """Seconds in collectives since this was asked last, 0 the first time; None for ZeRO-3, which has handles."""
+        return self._collectives.take() if self._collectives is not None else None
 
     def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """AdamW's `exp_avg` and `exp_avg_sq` of what this rank owns, live; zeros before the first step."""

@@ -23,6 +23,7 @@ class Reading:
     terms: dict[str, float]  # further means, by name
     images_per_second: float
     data_wait_fraction: float  # of the wall clock, on the process that waited most
+    communication_fraction: float | None  # of the wall clock, in the engine's collectives, mean of all processes
     slowest: "Slowest"
     peak_memory: float  # bytes, since the start, of the process that had most: on its GPU, or in all
 
@@ -89,16 +90,16 @@ class Meters:
         last.record()
         self._events.append((first, last))
 
-    def take(self) -> Reading:
-        """Means over all processes; collective."""
+    def take(self, communication: float | None = None) -> Reading:
+        """Means over all processes, with this one's seconds in the engine's collectives, where known; collective."""
         elapsed = time.perf_counter() - self._began
         names = sorted(self._terms)
         flat = torch.cat([self._total, self._bins.flatten(), *(self._terms[name] for name in names)])
         shared = (self._world.mean(flat) * self._world.size).cpu().tolist()
         # the copy to the host above has waited for the events
         busy = self._seconds + sum(first.elapsed_time(last) for first, last in self._events) / 1e3
-        mine = torch.tensor([self._wait, busy, peak_memory(self._world.device)])
-        waits, times, peaks = self._world.every(mine).T.tolist()
+        mine = torch.tensor([self._wait, busy, peak_memory(self._world.device), communication or 0.0])
+        waits, times, peaks, sent = self._world.every(mine).T.tolist()
         total, seen, *rest = shared
         bins, terms = (rest[:BINS], rest[BINS : 2 * BINS]), rest[2 * BINS :]
         reading = Reading(
@@ -107,6 +108,7 @@ class Meters:
             terms={name: terms[2 * at] / terms[2 * at + 1] for at, name in enumerate(names)},
             images_per_second=seen / elapsed,
             data_wait_fraction=max(waits) / elapsed,
+            communication_fraction=None if communication is None else statistics.mean(sent) / elapsed,
             slowest=slowest(times),
             peak_memory=max(peaks),
         )

@@ -12,6 +12,7 @@ _SMOOTHED_FROM: Final = 12  # points, below which a running mean says nothing
 _CROWDED: Final = 60  # points of one of ten lines, above which they hide each other
 _LOSS, _NORM, _RATE = "train/loss", "train/grad_norm", "train/lr"
 _SPEED, _WAIT, _SLOWEST = "speed/images_per_second", "speed/data_wait_fraction", "speed/slowest_rank"
+_SENT: Final = "speed/communication_fraction"
 _STALL: Final = "speed/checkpoint_stall_seconds"
 _BINS: Final = "Ranges of the diffusion's timesteps: 0 is nearly no noise, the last nearly nothing but noise."
 
@@ -51,6 +52,7 @@ def speed(readings: Readings) -> Markup:
         _alone(readings, _SPEED, "images per second", "Of all processes.", "zero"),
         _alone(readings, "speed/mfu", "MFU", "Work that the images need, over the devices' stated peak.", "zero"),
         _alone(readings, _WAIT, "data wait", "Share of the time that training stood still for data.", "zero"),
+        _alone(readings, _SENT, "collectives", "Share of the time in them, the wait for others included.", "zero"),
         _alone(
             readings,
             _SLOWEST,

@@ -78,6 +78,11 @@ def _speed(run: Folder) -> list[tuple[Cell, ...]]:
         ("TFLOP/s a device", with_mean("speed/tflops_per_device", ".3g"), "that the images need, nothing twice"),
         ("MFU", with_mean("speed/mfu", ".1%"), "that over the device's stated peak"),
         ("data wait", wait, "share of the time that training stood still for data"),
+        (
+            "collectives",
+            with_mean("speed/communication_fraction", ".1%"),
+            "share of the time in them, the wait for slower processes included",
+        ),
         ("slowest rank", with_mean("speed/slowest_rank", ".2f"), "forward time of the slowest process over the median"),
         ("peak memory", f"{memory.highest:.2f} GB" if memory.count else "", "of the process that used most"),
     ]

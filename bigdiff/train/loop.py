@@ -18,6 +18,7 @@ from bigdiff.train.task import Micro
 def train(run: Run) -> Outcome:
     """Train until the stage's last step or an agreed stop; both end in a checkpoint."""
     stage = run.stage
+    run.engine.communication()  # what was sent before is not the first reading's
     while run.state.step < stage.steps:
         run.watch.at(run.state.step, "data")
         batches = next(run.batches)

@@ -23,6 +23,7 @@ CHARTS: Final = {
     "learning rate": ("^train/lr$",),
     "images per second": ("^speed/images_per_second$",),
     "share of the time that waits for data": ("^speed/data_wait_fraction$",),
+    "share of the time in collectives": ("^speed/communication_fraction$",),
     "slowest process over the median": ("^speed/slowest_rank$",),
     "MFU: model FLOPs over the devices' stated peak": ("^speed/mfu$",),
     "hours left": ("^speed/hours_left$",),
@@ -33,7 +34,7 @@ CHARTS: Final = {
 
 def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
     """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
-    reading, rate, norm, state = run.meters.take(), stepped.rate, stepped.norm, run.state
+    reading, rate, norm, state = run.meters.take(run.engine.communication()), stepped.rate, stepped.norm, run.state
     run.losses.append(reading.loss)
     damaged, dead = substituted(run)
     apart = drift(run)
@@ -65,6 +66,8 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
         "data/tombstoned": float(dead),
         "recovery/skipped_steps": float(skipped),
     }
+    if reading.communication_fraction is not None:
+        values["speed/communication_fraction"] = reading.communication_fraction
     values |= run.usage.figures(reading.images_per_second, left, time.time())
     bins = enumerate(reading.loss_by_bin)
     values |= {f"train/loss_t/{number}": loss for number, loss in bins if loss is not None}

@@ -22,13 +22,14 @@ with meters.forward():
     time.sleep(0.05 * (1 + 2 * w.rank))
 first = meters.take()
 meters.add(torch.ones(()), torch.ones(1), torch.tensor([999]), 0.0)
-second = meters.take()
+second = meters.take(0.01 * (1 + w.rank))
 meters.add(torch.tensor(2.0), torch.ones(3), None, 0.0)  # a task without noise levels
 meters.add(torch.tensor(4.0), torch.ones(1), None, 0.0)
 third = meters.take()
 leave()
-slow = [[one.slowest.rank, one.slowest.ratio] for one in (first, second, third)]
 readings = (first, second, third)
+slow = [[one.slowest.rank, one.slowest.ratio] for one in readings]
+print(json.dumps([one.communication_fraction for one in readings]))
 print(json.dumps(slow))
 print(json.dumps([[r.loss, list(r.loss_by_bin), r.images_per_second, r.data_wait_fraction, r.terms] for r in readings]))
 """
@@ -50,6 +51,9 @@ def test_means_are_over_all_ranks_and_start_afresh(run_ranks: Callable[..., list
     # 0.05 s and 0.15 s in the forward pass; then nothing was timed
     assert slow[0] == slow[1] and slow[0][1:] == [[0, 1.0], [0, 1.0]]
     assert slow[0][0][0] == 1 and 1 < slow[0][0][1] <= 2
+    for lines, (_, (_, _, speed, *_), _) in zip(outputs, told, strict=True):
+        unknown, known, also = json.loads(lines[-3])  # each of its own clock; two images were seen
+        assert (unknown, also) == (None, None) and known == pytest.approx(0.015 * speed / 2)
 
 
 def test_the_slowest_is_compared_with_the_median() -> None:

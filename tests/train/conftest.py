@@ -65,6 +65,9 @@ class Plain:
         self._adam.zero_grad()
         return Stepped(rate=RATE, norm=norm, applied=math.isfinite(norm))
 
+    def communication(self) -> float | None:
+        return 0.0
+
     def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
         return self._moments
 

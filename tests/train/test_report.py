@@ -102,7 +102,7 @@ def test_a_process_that_is_slower_than_the_others_is_named(
     run = make_run()
     stepped = metered(run)
     reading = replace(run.meters.take(), slowest=Slowest(rank=0, ratio=ratio))
-    monkeypatch.setattr(run.meters, "take", lambda: reading)
+    monkeypatch.setattr(run.meters, "take", lambda communication: reading)
     report.log(run, stepped, {})
     assert ("  rank 0 on here is slow, 1.30 of the median" in run.say.told[0]) is named  # type: ignore[attr-defined]
     assert points(run)[0]["speed/slowest_rank"] == ratio
