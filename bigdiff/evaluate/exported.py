@@ -13,12 +13,12 @@ from bigdiff.config.evaluation import Evaluation
 from bigdiff.config.load import load
 from bigdiff.config.schema import Stage
 from bigdiff.export import diffusers
+from bigdiff.export.measured import ORIGIN
 from bigdiff.runtime.files import write_json
 from bigdiff.runtime.world import World
 
 PIPELINE: Final = "pipeline"
 _STEP: Final = re.compile(r"step-(\d+)")
-ORIGIN: Final = "checkpoint.json"  # what `PIPELINE` was made of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,8 @@ def _export(checkpoint: Path, wanted: Evaluation) -> int:
     if not origin.is_file():
         _refuse_other(wanted.output)
         source = diffusers.export(run, folder, wanted.weights, step=step)
-        write_json(origin, {**asked, "samples_seen": read_index(source.checkpoint).state.samples_seen})
+        seen = read_index(source.checkpoint).state.samples_seen
+        write_json(origin, {**asked, "about": source.which, "samples_seen": seen})
     held = json.loads(origin.read_bytes())
     if {name: held[name] for name in asked} != asked:
         raise UsageError(

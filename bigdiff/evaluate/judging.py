@@ -21,6 +21,7 @@ from bigdiff.evaluate.pictures import Drawn, Source, Stored
 from bigdiff.evaluate.point import Point
 from bigdiff.evaluate.reference import Reference
 from bigdiff.evaluate.sampling import Sampling
+from bigdiff.export.measured import ORIGIN
 from bigdiff.runtime import world as worlds
 from bigdiff.runtime.files import write_json
 from bigdiff.runtime.versions import commit, versions
@@ -255,7 +256,7 @@ def _claim(wanted: Evaluation, source: Source, fingerprint: dict[str, str]) -> d
         made_of["drawing"] = {**drawn, "dtype": source.dtype}
     file = wanted.output / SETTINGS
     if not file.is_file():
-        ours = (exported.PIPELINE, exported.ORIGIN)
+        ours = (exported.PIPELINE, ORIGIN)
         if wanted.output.is_dir() and any(one.name not in ours for one in wanted.output.iterdir()):
             raise UsageError(f"--output {wanted.output} is not empty, and no evaluation: choose another folder")
         write_json(file, made_of)

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import numpy as np
+from PIL import Image
+
 from bigdiff.config.evaluation import Evaluation
 from bigdiff.evaluate import grid
 from bigdiff.evaluate.curve import curve
 from bigdiff.evaluate.point import Point
+from bigdiff.export.measured import RESULTS as RESULTS
+from bigdiff.metrics.writer import picture as picture_to_board
 from bigdiff.metrics.writer import points as to_board
 from bigdiff.runtime.files import write_bytes, write_json
 
-RESULTS: Final = "results.json"
 CURVE: Final = "fid-clip.png"
 _COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
 _MEANS: Final = {
@@ -28,21 +32,34 @@ _MEANS: Final = {
 def write(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> None:
     """Write what `points`, in order, say; `about` is what they depend on. results.json comes last: it is the end."""
     show(wanted, points, about)
-    rows = [asdict(point) for point in points]
-    write_json(wanted.output / RESULTS, {**about, "means": _means(points), "points": rows})
+    rows, file = [asdict(point) for point in points], wanted.output / RESULTS
+    drawn, told = _drawn(points), json.loads(file.read_bytes())["points"] if file.is_file() else []
+    if drawn is not None and rows != told and wanted.tensorboard is not None and wanted.samples_seen is not None:
+        picture_to_board(wanted.tensorboard, wanted.samples_seen, "eval/fid_clip", np.asarray(drawn))
+    write_json(file, {**about, "means": _means(points), "points": rows})
 
 
 def show(wanted: Evaluation, points: Sequence[Point], about: dict[str, Any]) -> None:
     """Write the page and the curve of the points that there are so far."""
     write_bytes(wanted.output / "README.md", _page(wanted, points, about).encode())
-    drawn = [
+    drawn = _drawn(points)
+    if drawn is not None:
+        grid.save(wanted.output / CURVE, drawn, {"points": _placed(points)})
+
+
+def _placed(points: Sequence[Point]) -> list[tuple[float, float, float]]:
+    """Guidance, CLIP-SCORE and FID of those that have all of them."""
+    return [
         (point.guidance, point.clip_score, point.fid)
         for point in points
         if point.guidance is not None and point.clip_score is not None and point.fid is not None
     ]
-    if len(drawn) > 1:
-        title = f"{points[0].images:,} pictures, guidance beside each point"
-        grid.save(wanted.output / CURVE, curve(drawn, title), {"points": drawn})
+
+
+def _drawn(points: Sequence[Point]) -> Image.Image | None:
+    """FID against CLIP-SCORE; None of a single point."""
+    placed = _placed(points)
+    return curve(placed, f"{points[0].images:,} pictures, guidance beside each point") if len(placed) > 1 else None
 
 
 def board(wanted: Evaluation, point: Point) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bigdiff.checkpoint.reader import read_index
 from bigdiff.config.schema import Stage
+from bigdiff.export.measured import scores
 
 
 def card(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> str:
@@ -24,7 +25,11 @@ def card(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> s
 
 
 def facts(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> list[str]:
-    """A table's lines: recipe, steps, images seen, data, target and code."""
+    """Lines of tables: recipe, steps, images seen, data, target and code; and what was measured of these weights.
+
+    Raises:
+        UsageError: as `scores`.
+    """
     index = read_index(checkpoint)
     about, noise = _about(run), stage.diffusion
     terminal = ", zero terminal SNR: sample with trailing timesteps" if noise.zero_terminal_snr else ""
@@ -47,7 +52,8 @@ def facts(run: Path, stage: Stage, checkpoint: Path, which: str, dtype: str) -> 
         "code": f"bigdiff commit {about.get('commit', 'unknown')}",
         "libraries": ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()) or "unknown",
     }
-    return ["| fact | value |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in rows.items()), ""]
+    table = ["| fact | value |", "|---|---|", *(f"| {fact} | {value} |" for fact, value in rows.items()), ""]
+    return [*table, *scores(run, checkpoint, which)]
 
 
 def _about(run: Path) -> dict[str, Any]:

@@ -69,6 +69,13 @@ def points(tensorboard: Path, samples_seen: int, values: dict[str, float]) -> No
     board.close()
 
 
+def picture(tensorboard: Path, samples_seen: int, tag: str, content: npt.NDArray[Any]) -> None:
+    """A uint8 [H, W, 3] picture in a TensorBoard folder of its own, as `points`."""
+    board = SummaryWriter(str(tensorboard))
+    board.add_image(tag, content, samples_seen, dataformats="HWC")
+    board.close()
+
+
 def _cut(metrics: Path, samples_seen: int) -> None:
     if not metrics.is_file():
         return

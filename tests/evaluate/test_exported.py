@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import Evaluation, Judges
 from bigdiff.evaluate import exported, judging, sampling
+from bigdiff.export.diffusers import export
 from bigdiff.models.denoiser import Denoiser
 
 Trained = Callable[..., Denoiser]
@@ -39,8 +40,6 @@ def test_a_checkpoint_is_judged_as_its_own_export_is(wanted: Evaluation, tmp_pat
     assert judging.plan(wanted).startswith("would judge 3 pictures at each guidance of 3, in ")
     assert not wanted.output.exists()
     (point,) = judging.run(wanted, print)
-    from bigdiff.export.diffusers import export
-
     export(wanted.checkpoint.parents[1] if wanted.checkpoint else Path(), tmp_path / "pipeline", step=7)
     plain = replace(wanted, checkpoint=None, pipeline=tmp_path / "pipeline", output=tmp_path / "other", samples_seen=1)
     assert judging.run(plain, print) == [point]
@@ -111,3 +110,15 @@ def test_a_model_is_known_before_it_is_exported(wanted: Evaluation) -> None:
     }
     with pytest.raises(UsageError, match="steps=1001 are more than the 1000 timesteps"):
         judging.plan(replace(wanted, steps=1001, output=wanted.output.with_name("other")))
+
+
+def test_the_card_of_an_export_tells_what_was_found_of_its_weights(wanted: Evaluation, tmp_path: Path) -> None:
+    assert wanted.checkpoint is not None
+    run = wanted.checkpoint.parents[1]
+    (point,) = judging.run(replace(wanted, output=run / "evaluation" / "7"), print)
+    told = {}
+    for step, weights in ((7, "ema/0.9"), (7, "raw"), (14, "ema")):
+        export(run, tmp_path / f"{step}-{weights[:3]}", weights, step=step)
+        told[step, weights] = (tmp_path / f"{step}-{weights[:3]}" / "README.md").read_text()
+    assert f"| 3 | 3 | {point.clip_score:.5g} | {point.clip_cosine:.5g} |" in told[7, "ema/0.9"]
+    assert "Judged by" not in told[7, "raw"] + told[14, "ema"]

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigdiff.config.evaluation import Evaluation, Judges
 from bigdiff.evaluate import report
@@ -47,3 +49,12 @@ def test_one_point_is_no_curve_and_a_singular_one_is_said(tmp_path: Path) -> Non
 def test_no_board_is_written_where_none_is_wanted(tmp_path: Path) -> None:
     report.board(wanted(tmp_path / "out"), POINTS[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_curve_is_on_the_board_once_for_the_same_points(tmp_path: Path) -> None:
+    asked = replace(wanted(tmp_path / "out"), tensorboard=tmp_path / "board", samples_seen=640)
+    for points in (POINTS, POINTS, POINTS[:1], POINTS):
+        report.write(asked, points, {})
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    first, again = board.Images("eval/fid_clip")  # of both points, of which there was one between
+    assert (first.step, again.step) == (640, 640) and first.encoded_image_string == again.encoded_image_string

@@ -8,8 +8,9 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.evaluation import Evaluation, Judges
-from bigdiff.evaluate import exported, judging, report
+from bigdiff.evaluate import judging, report
 from bigdiff.evaluate.point import Point
+from bigdiff.export import measured
 from bigdiff.report import evaluations, folder
 
 POINTS = [
@@ -30,7 +31,7 @@ def evaluated(output: Path, seen: int | None, prompts: str = "a", points: list[P
 
 
 def test_the_files_are_those_that_are_written() -> None:
-    written = (report.RESULTS, judging.RESULT, report.CURVE, exported.ORIGIN)
+    written = (report.RESULTS, judging.RESULT, report.CURVE, measured.ORIGIN)
     assert written == (evaluations.RESULTS, evaluations.RESULT, evaluations.CURVE, evaluations.ORIGIN)
 
 
@@ -76,7 +77,7 @@ def test_one_that_is_under_way_shows_what_there_is(made: Callable[..., Path]) ->
     done = run / "evaluation" / "100" / "guidance-5"
     done.mkdir(parents=True)
     (done / judging.RESULT).write_text(json.dumps({"point": asdict(POINTS[1]), "real": None}))
-    (done.parent / exported.ORIGIN).write_text('{"samples_seen": 6400}')
+    (done.parent / measured.ORIGIN).write_text('{"samples_seen": 6400}')
     assert "Judged in evaluation/100, after 6,400 images, not finished" in shown(run) and "30,000" in shown(run)
 
 
