@@ -13,7 +13,7 @@ _TOLD: Final = ("prompts", "real", "scheduler", "steps", "seed", "dtype")  # set
 
 
 def scores(run: Path, checkpoint: Path, which: str) -> list[str]:
-    """Lines of the card: a table for each finished evaluation in the run's folder, or one deeper, of just these weights.
+    """Lines of the card: a table for each finished evaluation of just these weights, in the run's folder or one deeper.
 
     Raises:
         UsageError: for a file that launch/evaluate.py did not write.
@@ -26,9 +26,8 @@ def scores(run: Path, checkpoint: Path, which: str) -> list[str]:
             same = judged and (Path(judged["checkpoint"]).name, judged["about"]) == (checkpoint.name, which)
             lines += _table(str(file.parent.relative_to(run)), json.loads(file.read_bytes())) if same else []
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{file.parent} is not what launch/evaluate.py writes ({error!r}): run it again"
-            ) from error
+            sentence = f"{file.parent} is not what launch/evaluate.py writes ({error!r}): run it again"
+            raise UsageError(sentence) from error
     return lines
 
 

@@ -14,7 +14,7 @@ from submitit.core.job_environment import SignalHandler
 
 from bigdiff.cluster import task
 from bigdiff.cluster.follow import follow
-from bigdiff.cluster.job import TrainJob, alone, queued, requeue
+from bigdiff.cluster.job import TrainJob, alone, compared, queued, requeue
 from bigdiff.cluster.machine import Machine, fit
 from bigdiff.cluster.submit import local
 from bigdiff.cluster.watcher import Beside
@@ -146,6 +146,13 @@ def test_a_job_of_another_version_keeps_its_settings_or_is_refused() -> None:
         task.queued("name: a\nrun: [x]\nmakes: b\nunheard: 1\n")
     judge = task.TaskJob(task=JUDGED.tasks[0])
     assert pickle.loads(pickle.dumps(judge)) == judge
+
+
+def test_a_forecast_that_cannot_be_made_is_a_line(tmp_path: Path) -> None:
+    """By the real planner; the one that can be is tests/plan/test_comparison.py's."""
+    assert compared(tmp_path / "none") == (
+        f"no forecast was compared: error: {tmp_path}/none has no config.yaml: give the folder of a run"
+    )
 
 
 def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:
