@@ -6,7 +6,9 @@ size draws the same numbers for the same samples.
 """
 
 import math
-from typing import Literal, TypeVar
+import warnings
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +67,40 @@ def bits(seed: int, purpose: Purpose, positions: torch.Tensor, count: int) -> to
     """Uint32 values (as int64) of shape [B, count] for int64 `positions` [B] of samples in the run."""
     # numpy's operations begin sooner: on a CPU a third of torch's time for some thousand words
     draw = by_numpy if positions.device.type == "cpu" else by_torch
-    key = seed & _MASK, (seed >> 32) & _MASK
-    return draw(key, PURPOSES[purpose], positions.to(torch.int64), math.ceil(count / 4))[:, :count]
+    kernels = fused(positions.device)
+    if kernels is not None:
+        draw = kernels.words
+    return draw(_key(seed), PURPOSES[purpose], positions.to(torch.int64), math.ceil(count / 4))[:, :count]
+
+
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _MASK, (seed >> 32) & _MASK
+
+
+@cache
+def fused(device: torch.device) -> Any:  # noqa: ANN401 (a module)
+    """bigdiff.runtime.draws where its kernels run on `device` and draw what torch draws; None where not.
+
+    Nothing depends on it but speed, so that whatever keeps a GPU from running them is a warning.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        from bigdiff.runtime import draws  # Triton comes with torch on Linux alone
+
+        given = (12345, 678), 1, torch.arange(2**33, 2**33 + 3, device=device)
+        words = by_torch(*given, 10)
+        drawn = draws.normal(*given, 40)
+        same = torch.equal(draws.words(*given, 10), words) and torch.allclose(drawn, _box_muller(words), atol=1e-5)
+        problem = "" if same else "they draw other numbers than torch"
+    except Exception as error:  # noqa: BLE001 (of a compiler, a driver, an import)
+        problem = " ".join(str(error).split()) or repr(error)
+    if problem:
+        warnings.warn(
+            f"random numbers are drawn by torch's operations, not by kernels of ours: {problem}", stacklevel=2
+        )
+        return None
+    return draws
 
 
 def by_torch(key: tuple[int, int], number: int, positions: torch.Tensor, blocks: int) -> torch.Tensor:
@@ -102,11 +136,18 @@ def integers(seed: int, purpose: Purpose, positions: torch.Tensor, below: int) -
 
 def normal(seed: int, purpose: Purpose, positions: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal fp32 of shape [B, *shape], by Box & Muller (1958) from pairs of uint32."""
-    count = math.prod(shape)
-    words = bits(seed, purpose, positions, 2 * math.ceil(count / 2)).to(torch.float32)
-    first, second = words.chunk(2, dim=1)
+    count, kernels = math.prod(shape), fused(positions.device)
+    if kernels is not None and count % 8 == 0:
+        drawn: torch.Tensor = kernels.normal(_key(seed), PURPOSES[purpose], positions.to(torch.int64), count)
+        return drawn.reshape(len(positions), *shape)
+    words = bits(seed, purpose, positions, 2 * math.ceil(count / 2))
+    return _box_muller(words)[:, :count].reshape(len(positions), *shape)
+
+
+def _box_muller(words: torch.Tensor) -> torch.Tensor:
+    """Normal fp32 [B, N] of uint32 words [B, N], N even: radii of the first half, angles of the second."""
+    first, second = words.to(torch.float32).chunk(2, dim=1)
     # (word + 0.5) / 2^32 lies in (0, 1]: fp32 rounds the largest words to 1, whose logarithm is 0, never infinite
     radius = torch.sqrt(-2.0 * torch.log((first + 0.5) * 2.0**-32))
     angle = second * (2.0 * math.pi * 2.0**-32)
-    values = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
-    return values[:, :count].reshape(len(positions), *shape)
+    return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)

@@ -80,7 +80,8 @@ class World:
         mine = loss.detach().to(self.device, torch.float64)
         told = [torch.full_like(mine, float(one)) for one in (stop, failed)]  # filled there: nothing waits for the host
         words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine))
-        dist.all_reduce(words)
+        if self.size > 1:  # gloo takes as long for one process as for two
+            dist.all_reduce(words)
         stops, failures, broken, total = words.tolist()
         return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)
 
