@@ -51,6 +51,8 @@ def main() -> None:
         print(line)
     if arguments.follow:
         until_done(wanted, print)
+    elif not all(map(chain.is_done, wanted.nodes)):
+        print("to watch: the same command with --follow, or launch/status.py")
 
 
 if __name__ == "__main__":
