@@ -39,6 +39,19 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             f"speed.compile={speed.compile} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
             f"take stage 1 or 2",
         ),
+        (
+            stage.engine.zero_stage == 3 and speed.norm != "plain",
+            f"speed.norm={speed.norm} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
+            f"take stage 1 or 2",
+        ),
+        (
+            speed.norm == "fused" and not speed.channels_last,
+            "speed.norm=fused is computed in channels_last: set speed.channels_last=true",
+        ),
+        (
+            speed.norm == "fused" and speed.compile != "none",
+            f"speed.norm=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
+        ),
     ]
 
 

@@ -18,6 +18,9 @@ class Speed:
     # torch's kernel for attention; auto: the first in torch's own order that can. A layer that the wanted one cannot
     # compute on this device keeps auto, and the run says so. math keeps all scores in memory: for comparisons
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    # fused: GroupNorm, SiLU and the time embedding in front of them by kernels of our own, which keep less for the
+    # backward pass. A device on which they do not run, or do not compute the same, keeps plain, and the run says so
+    norm: Literal["plain", "fused"] = "plain"
     # by torch.compile: each residual and transformer block by itself (equal ones once), or the UNet as one graph, which
     # takes longer to compile and leaves more to fuse. Costs minutes at the start for each shape, and a comparison with
     # the plain network; where that fails, the run says so and trains uncompiled

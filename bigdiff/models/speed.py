@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigdiff.config.speed import Speed
-from bigdiff.models import agreement, layout
+from bigdiff.models import agreement, layout, norm
 from bigdiff.models.agreement import Sample
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.denoiser import Denoiser
@@ -37,7 +37,7 @@ _MISSING: Final = ("No available kernel", "No viable backend")  # how torch's me
 
 
 def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: World) -> list[str]:
-    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective with compile.
+    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective with compile, norm.
 
     `samples` are on the network's device, one of each shape that will come: a compiled UNet is tried on all of them.
     """
@@ -46,6 +46,8 @@ def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: Wo
         layout.keep(denoiser.unet)
     if speed.attention != "auto":
         said.append(attend(denoiser.unet, speed.attention))
+    if speed.norm == "fused":
+        said.append(norm.fuse(denoiser.unet, world))
     if speed.cudnn_benchmark:
         said.append(benchmark(world.device))
     if speed.compile != "none":
@@ -57,6 +59,7 @@ def reset(unet: AnyUNet) -> None:
     """Take all switches off again, but for what torch keeps of compiled code and tried convolutions."""
     uncompile(unet)
     layout.release(unet)
+    norm.release(unet)
     for layer in attentions(unet):
         if isinstance(layer.processor, Through):
             layer.set_processor(layer.processor.plain)

@@ -51,6 +51,7 @@ VARIANTS = {
     "off": OFF,
     "default": [],  # engine.channels_last, of the input alone
     "channels_last": ["speed.channels_last=true"],
+    "norm": ["speed={channels_last: true, norm: fused}"],
     "flash": [*OFF, "speed.attention=flash"],
     "efficient": [*OFF, "speed.attention=efficient"],
     "cudnn": [*OFF, "speed.attention=cudnn"],
@@ -63,7 +64,7 @@ VARIANTS = {
     "all, whole": ["speed={channels_last: true, compile: whole, cudnn_benchmark: true}"],
     "all, whole, cudnn": ["speed={channels_last: true, compile: whole, cudnn_benchmark: true, attention: cudnn}"],
 }
-QUICK = [SCRIPT, "off", "channels_last", "math", "cudnn", "checkpointing", "all, blocks"]
+QUICK = [SCRIPT, "off", "channels_last", "norm", "math", "cudnn", "checkpointing", "all, blocks"]
 
 
 @dataclass(kw_only=True)
