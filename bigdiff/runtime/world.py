@@ -184,7 +184,8 @@ def _join(backend: str, timeout: timedelta, lacking: str) -> Store:
     found, nodes = json.loads(devices.get("all"))
     if found:  # rank 0, whose process keeps the store, waits until all know
         devices.set(f"read/{rank}", "")
-        devices.wait([f"read/{one}" for one in range(size)] if rank == 0 else [])
+        if rank == 0:  # the others ask for nothing more: the store may be gone before an answer
+            devices.wait([f"read/{one}" for one in range(size)])
     _complain(found, nodes)
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout)
     # a call of one thread keeps all others from the same connection, for as long as it blocks
