@@ -7,10 +7,12 @@ from typing import Final
 import torch
 
 from bigdiff.config import averages
+from bigdiff.config.schema import Stage
 from bigdiff.data.damage import budget_left, over_budget
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.models.ema import distances, squares
 from bigdiff.train.run import Drawer, Run
+from bigdiff.train.usage import Usage
 
 SLOW: Final = 1.25  # of the median forward time, above which the log names the process
 
@@ -30,6 +32,20 @@ CHARTS: Final = {
     "money, so far and left": ("^cost/",),
     "distance of the averages": ("^distance/",),
 }
+
+
+def charts(stage: Stage, usage: Usage) -> dict[str, tuple[str, ...]]:
+    """Those of CHARTS that this run will have points for: an empty one looks like something that went wrong."""
+    absent = {
+        "validation": not stage.validation.every,
+        "share of the time in collectives": stage.engine.zero_stage == 3,
+        "MFU": not usage.peak,
+        "money": not usage.price,
+        "distance": not averages.names(stage.ema),
+        "loss by timestep": stage.model.autoencoder is not None,
+    }
+    unwanted = tuple(name for name, gone in absent.items() if gone)
+    return {name: tags for name, tags in CHARTS.items() if not name.startswith(unwanted)}
 
 
 def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:

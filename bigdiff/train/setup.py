@@ -46,6 +46,7 @@ from bigdiff.train.recovery import Curve
 from bigdiff.train.regrouped import Around
 from bigdiff.train.resuming import Standing, warn
 from bigdiff.train.run import CURVE, START, Outcome, Run
+from bigdiff.train.usage import Usage
 from bigdiff.train.usage import begin as begin_usage
 
 
@@ -94,7 +95,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         standing = resume(stage, world, engine, ema, identity, around)
         del around, given  # the size of the network, on each process
         state, usage = standing.state, begin_usage(found, sets, engine.half, world)
-        writer = writing(stage, folder, sets, state) if world.first else None
+        writer = writing(stage, folder, sets, state, usage) if world.first else None
         place = Place(start=start, parent=standing.start, step=state.step, rank=world.rank, size=world.size)
         feed = stream.feed(stage, world, sets, course, place, state.samples_seen)
         for opened in (checkpoints, writer, feed.ledger, feed.batches):  # closed in the reverse order
@@ -212,12 +213,12 @@ def begin(stage: Stage, world: World, engine: Engine, ema: Averages, around: Aro
         warn(f"{record.checkpoint}: {line}")
 
 
-def writing(stage: Stage, folder: Path, sets: stream.Sets, state: TrainState) -> Writer:
+def writing(stage: Stage, folder: Path, sets: stream.Sets, state: TrainState, usage: Usage) -> Writer:
     """Describe the run, drop what a later state left, and open its metrics; on one process."""
     about = describe(folder, stage, sets)
     snapshots.forget(folder, state.step)
     writer = Writer(folder / layout.TENSORBOARD, folder / layout.METRICS, state.samples_seen)
-    writer.layout(report.CHARTS)
+    writer.layout(report.charts(stage, usage))
     writer.text("run/config", dump(stage), state.samples_seen)
     writer.text("run/about", json.dumps(about, indent=2, sort_keys=True), state.samples_seen)
     return writer

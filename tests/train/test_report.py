@@ -83,6 +83,18 @@ def test_the_first_page_has_every_tag_of_speed_and_money_that_a_person_looks_for
         assert sum(bool(re.search(one, tag)) for one in shown) == 1
 
 
+def test_the_first_page_has_no_chart_without_points(make_run: MakeRun) -> None:
+    run = make_run()
+    run.usage = replace(run.usage, peak=0.0, price=0.0)
+    report.log(run, metered(run), {})
+    tags = points(run)[0].keys()
+    for name, shown in report.charts(run.stage, run.usage).items():
+        assert any(re.search(one, tag) for one in shown for tag in tags), name
+    run.usage = replace(run.usage, peak=1e12, price=3.0)
+    stage = replace(run.stage, validation=replace(run.stage.validation, every=10))
+    assert report.charts(stage, run.usage) == report.CHARTS
+
+
 def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("data.damage_budget=0.5")
     stepped = metered(run)
