@@ -3,12 +3,13 @@
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from bigdiff.runtime.clock import Clock
 from bigdiff.runtime.world import World
 
 BINS = 10  # equal timestep ranges of the loss by noise level
@@ -48,8 +49,7 @@ class Meters:
         self._total = self._zeros(2)
         self._terms: dict[str, torch.Tensor] = {}
         self._wait = 0.0
-        self._seconds = 0.0  # of forward passes on a CPU
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # around those on a GPU
+        self._forward = Clock(self._world.device)
         self.empty = True  # nothing was added since the last reading; the same on all processes
         self._began = time.perf_counter()
 
@@ -76,19 +76,9 @@ class Meters:
             sums = self._terms.setdefault(name, self._zeros(2))
             sums += torch.stack((term.detach().double(), torch.ones_like(sums[0])))
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Time a forward pass; no synchronisation: on a GPU between two events of its stream."""
-        if self._world.device.type != "cuda":
-            began = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - began
-            return
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        first.record()
-        yield
-        last.record()
-        self._events.append((first, last))
+    def forward(self) -> AbstractContextManager[None]:
+        """Time a forward pass; no synchronisation."""
+        return self._forward.running()
 
     def take(self, communication: float | None = None) -> Reading:
         """Means over all processes, with this one's seconds in the engine's collectives, where known; collective."""
@@ -96,9 +86,7 @@ class Meters:
         names = sorted(self._terms)
         flat = torch.cat([self._total, self._bins.flatten(), *(self._terms[name] for name in names)])
         shared = (self._world.mean(flat) * self._world.size).cpu().tolist()
-        # the copy to the host above has waited for the events
-        busy = self._seconds + sum(first.elapsed_time(last) for first, last in self._events) / 1e3
-        mine = torch.tensor([self._wait, busy, peak_memory(self._world.device), communication or 0.0])
+        mine = torch.tensor([self._wait, self._forward.take(), peak_memory(self._world.device), communication or 0.0])
         waits, times, peaks, sent = self._world.every(mine).T.tolist()
         total, seen, *rest = shared
         bins, terms = (rest[:BINS], rest[BINS : 2 * BINS]), rest[2 * BINS :]
