@@ -77,7 +77,7 @@ def fuse(unet: AnyUNet, world: World) -> str:
     if problem:
         return f"speed.norm=fused is left out: {problem}"
     for block in plain:
-        block.forward = MethodType(_forward(fused), block)
+        block.forward = MethodType(_forward, block)
     if len(plain) < len(found):
         return f"speed.norm=fused: {len(found) - len(plain)} of {len(found)} residual blocks are of another kind"
     return ""
@@ -136,20 +136,16 @@ def _gradients(how: Norm, norm: nn.GroupNorm, given: tuple[Tensor, Tensor | None
     return [out.detach(), *torch.autograd.grad(out, [*inputs, norm.weight, norm.bias], behind)]
 
 
-def _forward(how: Norm) -> Callable[..., Tensor]:
-    """diffusers' ResnetBlock2D.forward of the usual kind, with its norms by `how`; its version is fixed to 0.42."""
-
-    def forward(block: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:  # noqa: ANN401 (a ResnetBlock2D)
-        hidden = block.conv1(how(block.norm1, input_tensor, None))
-        shift = None
-        if block.time_emb_proj is not None:
-            shift = block.time_emb_proj(temb if block.skip_time_act else block.nonlinearity(temb))
-        elif temb is not None:
-            hidden = hidden + temb
-        hidden = block.conv2(block.dropout(how(block.norm2, hidden, shift)))
-        if block.conv_shortcut is not None:
-            input_tensor = block.conv_shortcut(input_tensor)
-        output: Tensor = (input_tensor + hidden) / block.output_scale_factor
-        return output
-
-    return forward
+def _forward(block: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:  # noqa: ANN401 (a ResnetBlock2D)
+    """diffusers' ResnetBlock2D.forward of the usual kind, with its norms fused; its version is fixed to 0.42."""
+    hidden = block.conv1(fused(block.norm1, input_tensor, None))
+    shift = None
+    if block.time_emb_proj is not None:
+        shift = block.time_emb_proj(temb if block.skip_time_act else block.nonlinearity(temb))
+    elif temb is not None:
+        hidden = hidden + temb
+    hidden = block.conv2(block.dropout(fused(block.norm2, hidden, shift)))
+    if block.conv_shortcut is not None:
+        input_tensor = block.conv_shortcut(input_tensor)
+    output: Tensor = (input_tensor + hidden) / block.output_scale_factor
+    return output
