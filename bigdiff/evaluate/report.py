@@ -12,13 +12,13 @@ from bigdiff.config.evaluation import Evaluation
 from bigdiff.evaluate import grid
 from bigdiff.evaluate.curve import curve
 from bigdiff.evaluate.point import Point
+from bigdiff.export import measured
 from bigdiff.export.measured import RESULTS as RESULTS
 from bigdiff.metrics.writer import picture as picture_to_board
 from bigdiff.metrics.writer import points as to_board
 from bigdiff.runtime.files import write_bytes, write_json
 
 CURVE: Final = "fid-clip.png"
-_COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
 _MEANS: Final = {
     "fid": "Frechet distance of Inception v3's 2,048 pooled features, float64 (Heusel et al. 2017); lower is better",
     "clip_score": "mean of 2.5 max(cos, 0) of picture and prompt (Hessel et al. 2021); higher is better",
@@ -72,16 +72,7 @@ def board(wanted: Evaluation, point: Point) -> None:
 
 def table(points: Sequence[Point]) -> list[str]:
     """Lines of a Markdown table with the columns that have values."""
-    rows = [asdict(point) for point in points]
-    columns = [name for name in _COLUMNS if any(row[name] is not None for row in rows)]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(_said(row[name]) for name in columns) + " |" for row in rows]
-
-
-def _said(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+    return measured.table([asdict(point) for point in points])
 
 
 def _means(points: Sequence[Point]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What launch/evaluate.py has found of the weights that are exported, for their card."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ from bigdiff.config.errors import UsageError
 
 ORIGIN: Final = "checkpoint.json"  # beside its results: what an evaluation judged
 RESULTS: Final = "results.json"
-_COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
+COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
 _TOLD: Final = ("prompts", "real", "scheduler", "steps", "seed", "dtype")  # settings that numbers depend on
 
 
@@ -33,15 +34,19 @@ def scores(run: Path, checkpoint: Path, which: str) -> list[str]:
 
 def _table(name: str, found: dict[str, Any]) -> list[str]:
     points = found["points"]
-    columns = [one for one in _COLUMNS if any(point.get(one) is not None for point in points)]
     settings = ", ".join(f"{one} {found['settings'][one]}" for one in _TOLD if found["settings"].get(one))
     lines = [f"Judged by launch/evaluate.py ({name}: {settings}):", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_said(point.get(one)) for one in columns) + " |" for point in points]
-    lines += ["", *(f"- **{one}**: {text}" for one, text in found["means"].items())]
+    lines += [*table(points), "", *(f"- **{one}**: {text}" for one, text in found["means"].items())]
     if any(point.get("singular") for point in points):
         lines += ["- FID is of no more pictures than features: far too high, and no number to compare."]
     return [*lines, ""]
+
+
+def table(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table of an evaluation's points, with the columns that have values."""
+    columns = [name for name in COLUMNS if any(point.get(name) is not None for point in points)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(_said(point.get(name)) for name in columns) + " |" for point in points]
 
 
 def _said(value: float | int | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bigdiff.config.errors import UsageError
+from bigdiff.export.measured import COLUMNS, ORIGIN, RESULTS
 from bigdiff.prep.page import Cell, Markup, Right, charts, heading, note, picture, table
 from bigdiff.report import lines
 from bigdiff.report.folder import Folder
@@ -14,13 +15,10 @@ from bigdiff.report.lines import COLOURS, Chart, Series
 from bigdiff.report.previews import jpeg
 from bigdiff.report.records import content
 
-RESULTS: Final = "results.json"  # of an evaluation that is done
 RESULT: Final = "result.json"  # of one guidance, before that
 CURVE: Final = "fid-clip.png"
-ORIGIN: Final = "checkpoint.json"  # what was exported to be judged
 SHOWN: Final = 3  # evaluations, the newest
 STYLE: Final = ".plot img { width: 100%; max-width: 34rem; border: 1px solid var(--line); background: #fff }\n"
-_COLUMNS: Final = ("guidance", "images", "fid", "clip_score", "clip_cosine", "cmmd", "precision", "recall")
 _DRAWN: Final = {"fid": "FID", "clip_score": "CLIP-SCORE", "cmmd": "CMMD", "precision": "precision", "recall": "recall"}
 
 
@@ -79,7 +77,7 @@ def _read(folder: Path) -> Evaluated:
 
 
 def _shown(one: Evaluated, run: Path) -> list[Markup]:
-    names = [name for name in _COLUMNS if any(point.get(name) is not None for point in one.points)]
+    names = [name for name in COLUMNS if any(point.get(name) is not None for point in one.points)]
     rows: list[list[Cell]] = [[_value(point.get(name)) for name in names] for point in one.points]
     when = "" if one.seen is None else f", after {one.seen:,} images"
     title = f"Judged in {one.folder.relative_to(run)}{when}{'' if one.done else ', not finished'}"
