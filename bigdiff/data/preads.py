@@ -1,25 +1,14 @@
 """Many reads at once: `bigdiff/data/_pread.c`, built with the package, called without the interpreter's lock."""
 
 import ctypes
-from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 
-from bigdiff.config.errors import UsageError
 from bigdiff.data.order import Ints
+from bigdiff.runtime.compiled import library
 
-
-def _load() -> ctypes.CDLL:
-    found = find_spec("bigdiff.data._pread")
-    if found is None or found.origin is None:
-        raise UsageError(
-            "bigdiff/data/_pread.c is not built: run `pip install -e .` (it needs gcc or clang and Python's headers)"
-        )
-    return ctypes.CDLL(found.origin)
-
-
-_preads = _load().bigdiff_preads
+_preads = library("bigdiff.data._pread").bigdiff_preads
 _preads.restype = None
 _preads.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
 
