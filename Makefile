@@ -63,7 +63,7 @@ clean:
 
 # Made again when the dependencies change. The exact versions, checked by hash, come from constraints.txt; the index is
 # whatever pip is configured with.
-$(READY): pyproject.toml constraints.txt bigdiff/data/_pread.c bigdiff/runtime/_philox.c
+$(READY): pyproject.toml constraints.txt bigdiff/data/_preads.c bigdiff/runtime/_philox.c
 	@python=""; \
 	for candidate in python3.11 python3.12 python3; do \
 	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \

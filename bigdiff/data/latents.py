@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from xxhash import xxh3_64_intdigest as digest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.course import Picks
@@ -25,7 +24,6 @@ from bigdiff.data.storage import Cache
 from bigdiff.data.stream import Bad
 
 COLUMNS = Columns(member="safetensors")
-CACHED = 32  # samples read in one call and then checked, while most of them are still in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,17 +130,10 @@ class Buffer:
     def __init__(self, samples: int, largest: int) -> None:
         self._samples = samples
         self._memory = torch.zeros(samples * largest, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self._targets: dict[int, list[memoryview]] = {}
 
     def rows(self, member: int) -> torch.Tensor:
         """uint8 [samples, member], contiguous."""
         return self._memory[: self._samples * member].view(self._samples, member)
-
-    def targets(self, member: int) -> list[memoryview]:
-        """The bytes of each row."""
-        if member not in self._targets:
-            self._targets[member] = [memoryview(row) for row in self.rows(member).numpy()]
-        return self._targets[member]
 
 
 class LatentReader(Sources[LatentSet]):
@@ -173,17 +164,14 @@ class LatentReader(Sources[LatentSet]):
         with self.leased(picks) as samples:
             descriptors = np.array([one.descriptor for one, _ in samples], np.int32)
             offsets = np.array([one.offsets[number] for one, number in samples], np.int64)
-            rows, targets = held.rows(total).numpy()[row:], held.targets(total)[row:]
+            expected = np.array([one.checksums[number] for one, number in samples], np.uint64)
+            dead = np.array([one.dead[number] for one, number in samples], np.bool_)
+            got, digests = preads(descriptors, offsets, held.rows(total).numpy()[row : row + len(samples)])
             bad = []
-            for begin in range(0, len(samples), CACHED):
-                part = slice(begin, min(begin + CACHED, len(samples)))
-                got = preads(descriptors[part], offsets[part], rows[part]).tolist()
-                for index, read in enumerate(got, begin):
-                    one, number = samples[index]
-                    good = read == total and not one.dead[number] and digest(targets[index]) == one.checksums[number]
-                    if not good:
-                        reason, place = unusable(one, number, read, total), one.offsets[number] or None
-                        bad.append(Bad(index=index, tar=self.tar(picks, index), offset=place, reason=reason))
+            for index in np.flatnonzero((got != total) | (digests != expected) | dead).tolist():
+                one, number = samples[index]
+                reason, place = unusable(one, number, int(got[index]), total), one.offsets[number] or None
+                bad.append(Bad(index=index, tar=self.tar(picks, index), offset=place, reason=reason))
         return bad
 
     def make(self, held: Buffer, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:

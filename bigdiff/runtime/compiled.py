@@ -7,7 +7,7 @@ from bigdiff.config.errors import UsageError
 
 
 def library(name: str) -> ctypes.CDLL:
-    """The shared library of the extension `name` ("bigdiff.data._pread").
+    """The shared library of the extension `name` ("bigdiff.data._preads").
 
     Raises:
         UsageError: when it is not built.
