@@ -52,6 +52,23 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             speed.norm == "fused" and speed.compile != "none",
             f"speed.norm=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
         ),
+        *_text_rules(stage),
+    ]
+
+
+def _text_rules(stage: Stage) -> list[tuple[bool, str]]:
+    text, how = stage.model.text, stage.speed.text_encoder
+    asked = how != Speed().text_encoder
+    return [
+        (asked and text is None, f"speed.text_encoder={how} has no effect without model.text"),
+        (
+            asked and text is not None and text.train,
+            f"speed.text_encoder={how} is of a frozen text encoder, and model.text.train=true trains it: leave it out",
+        ),
+        (
+            how == "all" and stage.text_dropout == 0,
+            "speed.text_encoder=all has no effect with text_dropout=0, which keeps all captions: leave it out",
+        ),
     ]
 
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """Switches of the UNet; docs/speed.md has what each should give and cost, and what of that was measured.
+    """Switches of the UNet and of a frozen text encoder.
+
+    docs/speed.md has what each should give and cost, and what of that was measured.
 
     Older ones stand in `engine`: channels_last (of the input), gradient_checkpointing, bucket_elements. AdamW is always
     torch's fused one, and a moving average one pass over memory.
@@ -28,3 +30,7 @@ class Speed:
     # cuDNN tries its convolutions on each new shape and keeps the fastest. Costs seconds a shape; which one is kept may
     # differ from start to start, and with it the rounding, so that a resume is no longer bit for bit
     cudnn_benchmark: bool = False
+    # which captions a frozen text encoder is given. kept: those that dropout keeps, as the empty one's states are
+    # computed once; all: the dropped ones, too, as empty ones; compiled: all, in one shape, by torch.compile, which is
+    # tried before the first step; where its states differ, the run says so and takes kept
+    text_encoder: Literal["kept", "all", "compiled"] = "kept"

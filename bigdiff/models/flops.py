@@ -23,7 +23,7 @@ class Flops:
     forward: int  # of what learns, or lies between what learns
     backward: int
     recomputed: int  # with gradient checkpointing: what the backward pass computes a second time
-    frozen: int  # forward passes of the frozen text encoder and autoencoder
+    frozen: int  # forward passes of the frozen text encoder, for captions that are not dropped, and autoencoder
 
     @property
     def model(self) -> int:
@@ -89,7 +89,7 @@ def _frozen(found: Network) -> int:
         if found.tokens and not found.denoiser.train_text:
             found.denoiser.states(found.inputs(1, tokens=True)[2])
     encoded = _encoded(found.encoder, found.stage.resolution) if found.encoder is not None else 0
-    return counter.get_total_flops() + encoded
+    return round((1 - found.stage.text_dropout) * counter.get_total_flops()) + encoded
 
 
 @contextmanager

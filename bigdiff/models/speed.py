@@ -162,7 +162,7 @@ def _tried(denoiser: Denoiser, samples: Iterable[Sample]) -> str:
         try:
             wrong = known.differs(agreement.gradients(denoiser, sample))
         except TorchDynamoException as error:  # of tracing, of lowering and of the compilers behind it
-            wrong = f"it cannot be compiled ({_beginning(error)})"
+            wrong = f"it cannot be compiled ({beginning(error)})"
         if wrong:
             return wrong
     return ""
@@ -205,6 +205,9 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _beginning(error: Exception) -> str:
-    """Where a backend fails, torch says its name in the first line and what happened in the second."""
+def beginning(error: Exception) -> str:
+    """An error of compilation as one line.
+
+    Where a backend fails, torch says its name in the first line and what happened in the second.
+    """
     return " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])

@@ -8,7 +8,7 @@ import torch
 from bigdiff.config.schema import Stage
 from bigdiff.diffusion.objective import Objective, per_sample_loss
 from bigdiff.engine.deepspeed import Engine
-from bigdiff.train.inputs import Captions, Latents, Pixels
+from bigdiff.train.inputs import Captions, Encoded, Latents, Pixels
 from bigdiff.train.task import Losses, Micro
 
 
@@ -20,7 +20,7 @@ class Denoising:
     engine: Engine
     objective: Objective
     samples: Latents | Pixels
-    captions: Captions | None  # None without text
+    captions: Captions | Encoded | None  # None without text
 
     def begin(self, batches: Sequence[Micro]) -> None:
         """Nothing: each micro-batch stands for itself."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
@@ -10,6 +11,7 @@ from bigdiff.data.images import ImageBatch, boxed, mirrored
 from bigdiff.data.latents import Batch
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import in_range, moments, posterior_sample
+from bigdiff.models.encoding import Encode
 from bigdiff.runtime.seeding import normal, uniform
 from bigdiff.train.task import Micro
 
@@ -96,3 +98,36 @@ class Captions:
         if isinstance(batch, ImageBatch):
             return token_ids(self.tokenizer, list(batch.captions)).to(self.empty.device, non_blocking=True)
         return batch.states if self.empty.is_floating_point() else batch.tokens
+
+    def kept(self, batch: Micro) -> torch.Tensor:
+        """The rows that `text` does not drop, int64 [K] on the host.
+
+        They are drawn there, from the positions that the host knows: to ask a device how many they are would be to wait
+        for it.
+        """
+        first, count = batch.consumed.position, batch.consumed.samples
+        drawn = uniform(self.seed, "text_dropout", torch.arange(first, first + count))
+        return torch.from_numpy(np.flatnonzero(drawn.numpy() >= self.dropout))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """The captions' states by a frozen text encoder."""
+
+    captions: Captions  # token ids
+    encode: Encode
+    empty: torch.Tensor | None  # states [L, D] of the caption "", by `encode`; None: dropped captions are encoded, too
+
+    @torch.no_grad()
+    def text(self, batch: Micro) -> torch.Tensor:
+        """States [B, L, D] of the captions, those that are dropped replaced as `Captions.text` does."""
+        if self.empty is None:
+            return self.encode(self.captions.text(batch))
+        kept, found = self.captions.kept(batch), self.captions.found(batch)
+        if len(kept) == len(found):
+            return self.encode(found)
+        states = self.empty.repeat(len(found), 1, 1)
+        if len(kept):
+            rows = kept.to(states.device, non_blocking=True)
+            states.index_copy_(0, rows, self.encode(found[rows]))
+        return states

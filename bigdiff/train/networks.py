@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images
+from bigdiff.config.speed import Speed
 from bigdiff.data import manifest
 from bigdiff.data.contract import CROPS, LatentContract
 from bigdiff.data.images import ImageSet, sizes
@@ -19,13 +20,13 @@ from bigdiff.data.latents import LatentSet
 from bigdiff.diffusion import objective
 from bigdiff.engine.deepspeed import Engine
 from bigdiff.evaluate.preview import Beside, Previewer
-from bigdiff.models import components, speed
+from bigdiff.models import components, encoding, speed
 from bigdiff.models.denoiser import Denoiser, build_denoiser
 from bigdiff.runtime.world import World
 from bigdiff.train import trial
 from bigdiff.train.data import Sets, fit_shapes
 from bigdiff.train.denoising import Denoising
-from bigdiff.train.inputs import Captions, Latents, Pixels
+from bigdiff.train.inputs import Captions, Encoded, Latents, Pixels
 from bigdiff.train.resuming import warn
 
 TEXT_STATES, TEXT_ENCODER = "text_states", "text_encoder_sha256"  # of the contract of a set that stores text states
@@ -179,7 +180,9 @@ class Prepared:
         """The stage's task under `engine`, with the switches of `speed` on; collective."""
         stage, denoiser = self.networks.stage, self.networks.denoiser
         tried = trial.samples(stage, denoiser, self.shapes, world.device)
-        for line in speed.apply(denoiser, stage.speed, tried, world):
+        said = speed.apply(denoiser, stage.speed, tried, world)
+        captions, more = encoded(stage, denoiser, self.captions, world)
+        for line in [*said, *more]:
             if world.first:
                 warn(line)
         return Denoising(
@@ -187,7 +190,7 @@ class Prepared:
             engine=engine,
             objective=objective.build(stage.diffusion, stage.seed, stage.batch.total, world.device),
             samples=samples(self.networks, engine.half, world.device),
-            captions=self.captions,
+            captions=captions,
         )
 
 
@@ -195,9 +198,14 @@ def prepare(networks: Networks, sets: Sets, device: torch.device) -> Prepared:
     """Hold the sets against the stage, and make what needs the networks in float32.
 
     Raises:
-        UsageError: for a set that the stage cannot be trained on.
+        UsageError: for a set that the stage cannot be trained on, or on which a setting has no effect.
     """
     fit(networks, sets)
+    how, stores = networks.stage.speed.text_encoder, [one for one in sets if one.manifest.contract.get(TEXT_STATES)]
+    if stores and how != Speed().text_encoder:
+        raise UsageError(
+            f"speed.text_encoder={how} has no effect on {stores[0].location}, which stores text states: leave it out"
+        )
     return Prepared(
         networks=networks,
         captions=captions(networks, sets, device),
@@ -216,6 +224,29 @@ def captions(networks: Networks, sets: Sets, device: torch.device) -> Captions |
         with torch.no_grad():  # the same encoder as the set's, by its contract
             empty = networks.denoiser.states(empty).half()
     return Captions(seed=stage.seed, dropout=stage.text_dropout, tokenizer=tokenizer, empty=empty[0].to(device))
+
+
+def encoded(
+    stage: Stage, denoiser: Denoiser, found: Captions | None, world: World
+) -> tuple[Captions | Encoded | None, list[str]]:
+    """The captions by speed.text_encoder, and sentences on what could not be; `found` as they are where it is trained.
+
+    The networks are those of the engine, which may have rounded them. Collective with speed.text_encoder=compiled.
+    """
+    if found is None or found.empty.is_floating_point() or denoiser.train_text:
+        return found, []
+    said, encoder = [], denoiser.text_encoder
+    assert encoder is not None, "networks.load"
+    if stage.speed.text_encoder == "compiled":
+        tried = trial.tokens(stage, denoiser, world.device, torch.Generator().manual_seed(stage.seed))
+        encode, line = encoding.compiled(encoder, tried, world, speed.BACKEND)
+        if encode is not None:
+            return Encoded(captions=found, encode=encode, empty=None), []
+        said = [line]
+    if stage.speed.text_encoder == "all" or not found.dropout:
+        return found, said
+    empty = denoiser.states(found.empty[None])[0]
+    return Encoded(captions=found, encode=denoiser.states, empty=empty), said
 
 
 def samples(networks: Networks, half: bool, device: torch.device) -> Latents | Pixels:

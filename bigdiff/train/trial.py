@@ -24,19 +24,22 @@ def samples(
     stage: Stage, denoiser: Denoiser, among: tuple[tuple[int, int], ...], device: torch.device
 ) -> Iterator[Sample]:
     """One for each shape, the same on all ranks, laid out in memory as the stage's are."""
-    count, unet, text = stage.batch.micro, stage.model.unet, stage.model.text
+    count, unet = stage.batch.micro, stage.model.unet
     layout = torch.channels_last if stage.engine.channels_last else torch.contiguous_format
     random = torch.Generator().manual_seed(stage.seed)
     for height, width in among:
         noisy, target = torch.randn(2, count, unet.latent_channels, height, width, generator=random)
-        tokens = None
-        if text is not None:
-            assert denoiser.text_encoder is not None, "networks.load"
-            words = int(denoiser.text_encoder.config.vocab_size)
-            tokens = torch.randint(words, (count, text.max_length), generator=random).to(device)
+        text = None if stage.model.text is None else tokens(stage, denoiser, device, random)
         yield Sample(
             noisy=noisy.to(device).contiguous(memory_format=layout),
             timesteps=torch.randint(stage.diffusion.train_timesteps, (count,), generator=random).to(device),
-            text=tokens,
+            text=text,
             target=target.to(device),
         )
+
+
+def tokens(stage: Stage, denoiser: Denoiser, device: torch.device, random: torch.Generator) -> torch.Tensor:
+    """Token ids int64 [B, L] of a micro-batch of no words."""
+    assert denoiser.text_encoder is not None and stage.model.text is not None, "networks.load"
+    words, shape = int(denoiser.text_encoder.config.vocab_size), (stage.batch.micro, stage.model.text.max_length)
+    return torch.randint(words, shape, generator=random).to(device)

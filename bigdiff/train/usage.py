@@ -154,5 +154,6 @@ def _fingerprint(built: Network) -> str:
         for name, one in (module.named_parameters() if module is not None else ())
     ]
     model = asdict(built.stage.model)
-    text = json.dumps([built.stage.resolution, model, shapes], sort_keys=True, default=str)
+    stage = built.stage
+    text = json.dumps([stage.resolution, stage.text_dropout, model, shapes], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

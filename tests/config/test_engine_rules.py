@@ -40,6 +40,18 @@ def load(folder: Path, *settings: str) -> Stage:
         (["speed={norm: fused, channels_last: true, compile: whole}"], "fuse the same operations: set one of them"),
         (["speed.channels_last=true", "engine.channels_last=false"], "keeps what engine.channels_last=false does not"),
         (["speed.attention=fastest"], "speed.attention"),
+        (["speed.text_encoder=compiled", "model.text.train=true"], "is of a frozen text encoder, and model.text.train"),
+        (["speed.text_encoder=all", "text_dropout=0"], "text_encoder=all has no effect with text_dropout=0"),
+        (
+            [
+                "speed.text_encoder=compiled",
+                "model.text=null",
+                "text_dropout=0",
+                "model.unet={cross_attention_dim: 0, down_block_types: [DownBlock2D], up_block_types: [UpBlock2D]}",
+                "model.unet.block_out_channels=[8]",
+            ],
+            "speed.text_encoder=compiled has no effect without model.text",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: list[str], sentence: str) -> None:
@@ -51,6 +63,8 @@ def test_what_fits_passes(tmp_path: Path) -> None:
     for kind in ("blocks", "whole"):
         load(tmp_path, f"speed.compile={kind}", "speed.channels_last=true", "speed.attention=cudnn")
     load(tmp_path, "speed.attention=flash", "speed.cudnn_benchmark=true", "engine.zero_stage=3")
+    load(tmp_path, "speed.text_encoder=compiled", "engine.zero_stage=3", "text_dropout=0")
+    load(tmp_path, "speed.text_encoder=all", "model.text.train=false")
     for stage in range(4):
         load(tmp_path, f"engine.zero_stage={stage}", "optim.grad_clip=0")
     with pytest.raises(UsageError, match="zero_stage"):

@@ -38,6 +38,15 @@ RUNS = {
 }
 
 
+TEXT = {
+    "every": ["speed.text_encoder=all"],
+    "kept": [],
+    "compiled": ["speed.text_encoder=compiled", "engine.zero_stage=2"],
+    "kept, scattered": ["engine.zero_stage=3"],
+    "compiled, scattered": ["speed={text_encoder: compiled, channels_last: true}", "engine.zero_stage=3"],
+}
+
+
 def run(name: str, runs: Path, settings: list[str], steps: int = 6) -> list[str]:
     return [f"runs={runs}", f"name={name}", f"steps={steps}", *COMMON, *settings]
 
@@ -65,6 +74,16 @@ def test_switches_change_no_loss_and_no_name(run_ranks: Ranks, toy: Path, tmp_pa
         assert losses(tmp_path, name) == pytest.approx(expected, rel=1e-5), name
         assert names(tmp_path, name) == layout_, name
     assert all("_orig_mod" not in name for name, _ in layout_)
+
+
+def test_the_way_of_encoding_text_changes_no_loss(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:
+    chain = [run(name, tmp_path, [*with_, "text_dropout=0.3"]) for name, with_ in TEXT.items()]
+    told = run_ranks(TRAIN, 2, str(toy / "stage.yaml"), json.dumps(chain))
+    assert "uncompiled" not in "".join(told)
+    expected = losses(tmp_path, "every")
+    assert len(expected) == 6
+    for name in TEXT:
+        assert losses(tmp_path, name) == pytest.approx(expected, rel=1e-5), name
 
 
 def test_each_resumes_the_other(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:

@@ -45,3 +45,14 @@ def test_a_trained_text_encoder_is_part_of_the_model() -> None:
     assert trained.frozen == 0
     assert trained.forward == frozen.forward + frozen.frozen
     assert trained.backward > frozen.backward + 1.9 * frozen.frozen
+
+
+def test_dropped_captions_need_no_encoding() -> None:
+    every, dropped = per_image("256px", *SMALL), per_image("256px", *SMALL, "text_dropout=0.1")
+    assert dropped.model == every.model
+    assert dropped.frozen == pytest.approx(0.9 * every.frozen, rel=1e-9)
+    pictures = ("data.latents=", "data.images=set")
+    both, some = per_image("256px", *SMALL, *pictures), per_image("256px", *SMALL, *pictures, "text_dropout=0.1")
+    assert both.frozen - some.frozen == every.frozen - dropped.frozen, "the autoencoder sees every picture"
+    learning = (*SMALL, "model.text.train=true")
+    assert per_image("256px", *learning) == per_image("256px", *learning, "text_dropout=0.1")

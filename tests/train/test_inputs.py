@@ -5,13 +5,15 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from bigdiff.data.damage import Consumed
 from bigdiff.data.images import Framing, ImageBatch, boxed
 from bigdiff.data.latents import Batch
 from bigdiff.data.member import Form, layout, pack
+from bigdiff.models.encoders import text_states
 from bigdiff.runtime import seeding
-from bigdiff.train.inputs import Captions, Latents, Pixels
+from bigdiff.train.inputs import Captions, Encoded, Latents, Pixels
 
 EMPTY = torch.tensor([1] + [2] * 11)
 
@@ -126,6 +128,66 @@ def test_stored_states_drop_to_the_empty_caption_s_where_tokens_would() -> None:
     assert 0 < int(dropped.sum()) < 400
     assert torch.equal(states[dropped], empty.expand(int(dropped.sum()), -1, -1))
     assert torch.equal(states[~dropped], given.states[~dropped])
+
+
+class Encoder:
+    """A small CLIP text model, which remembers how many captions it was given."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        with torch.device(device):
+            self.network = CLIPTextModel(CLIPTextConfig(vocab_size=1000, **sizes)).eval()
+        self.given: list[int] = []
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.given.append(len(tokens))
+        return text_states(self.network, tokens)
+
+
+def at(position: int, count: int) -> Batch:
+    """A micro-batch that stands there in the run."""
+    return replace(
+        batch(count),
+        positions=torch.arange(position, position + count),
+        consumed=Consumed(position=position, samples=count, digest=0, substituted=()),
+    )
+
+
+@pytest.mark.parametrize("position", [0, 2**31 - 100, 2**32 - 100, 2**40])
+def test_the_host_keeps_what_the_device_does_not_drop(position: int) -> None:
+    given, drawn = at(position, 400), captions(0.3)
+    rows = torch.arange(400)[(drawn.text(given) != EMPTY).any(dim=1)]
+    assert 0 < len(rows) < 400 and torch.equal(drawn.kept(given), rows)
+    # on a device torch draws, or kernels that are held against it
+    words = seeding.by_torch((3, 0), seeding.PURPOSES["text_dropout"], given.positions, 1)
+    assert torch.equal(seeding.bits(3, "text_dropout", given.positions, 4), words)
+
+
+@pytest.mark.parametrize(("position", "kept"), [(1, [0, 1, 2]), (5, [0, 2]), (10, [0]), (14, [])])
+def test_dropped_captions_are_not_encoded_and_have_the_empty_one_s_states(position: int, kept: list[int]) -> None:
+    given, encoder, found = at(position, 3), Encoder(), captions(0.5)
+    assert found.kept(given).tolist() == kept
+    plain = encoder(found.text(given))
+    skipping = Encoded(captions=found, encode=encoder, empty=encoder(EMPTY[None])[0])
+    encoder.given.clear()
+    states = skipping.text(given)
+    assert encoder.given == ([len(kept)] if kept else [])
+    torch.testing.assert_close(states, plain, rtol=0, atol=1e-6)
+    assert not states.requires_grad and plain.requires_grad
+    assert torch.equal(Encoded(captions=found, encode=encoder, empty=None).text(given), plain)
+    assert encoder.given[-1] == 3
+
+
+def test_the_host_waits_for_no_device() -> None:
+    """A tensor on the meta device has no value to ask for: reading one is an error."""
+    meta, encoder = torch.device("meta"), Encoder("meta")
+    empty = encoder(EMPTY[None].to(meta))[0]
+    found = Encoded(captions=captions(0.5, EMPTY.to(meta)), encode=encoder, empty=empty)
+    for position in (1, 5, 10, 14):
+        states = found.text(at(position, 3).to(meta))
+        assert states.shape == (3, 12, 16) and states.device == meta
+    assert encoder.given == [1, 3, 2, 1]
 
 
 def test_pixels_are_in_range_and_grey_is_pillow_s() -> None:
