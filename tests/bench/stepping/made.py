@@ -91,6 +91,7 @@ def settings(networks: Path, latents: Path, runs: Path, micro: int) -> list[str]
     never = 10**6
     return [
         "init_from=",
+        "text_dropout=0.1",  # as the last of SD 1.5's stages; without it all captions are encoded
         f"runs={runs}",
         f"steps={never}",
         f"batch={{total: {micro}, micro: {micro}}}",
