@@ -127,8 +127,8 @@ def by_cpu(key: tuple[int, int], number: int, positions: torch.Tensor, blocks: i
 
 def uniform(seed: int, purpose: Purpose, positions: torch.Tensor) -> torch.Tensor:
     """One float64 in [0, 1) per position, shape [B]; 53 random bits."""
-    words = bits(seed, purpose, positions, 2)
-    return ((words[:, 0] >> 5) * 2.0**26 + (words[:, 1] >> 6)).to(torch.float64) / 2.0**53
+    words = bits(seed, purpose, positions, 2)  # times a float they would be float32, of 24 bits, and rounded up to 1
+    return ((words[:, 0] >> 5 << 26) + (words[:, 1] >> 6)).to(torch.float64) / 2.0**53
 
 
 def integers(seed: int, purpose: Purpose, positions: torch.Tensor, below: int) -> torch.Tensor:

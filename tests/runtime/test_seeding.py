@@ -88,3 +88,12 @@ def test_uniform_and_integers_are_even() -> None:
 
 def test_purpose_numbers_are_unique() -> None:
     assert len(set(seeding.PURPOSES.values())) == len(seeding.PURPOSES)
+
+
+def test_uniform_has_53_bits_and_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = torch.full((1, 2), 2**32 - 1, dtype=torch.int64)
+    monkeypatch.setattr(seeding, "bits", lambda *given: largest)
+    assert seeding.uniform(1, "stratum", POSITIONS[:1]).item() == 1 - 2.0**-53
+    monkeypatch.undo()
+    drawn = seeding.uniform(1, "stratum", POSITIONS)
+    assert drawn.dtype == torch.float64 and (drawn * 2.0**53 % 2.0**29 != 0).all()  # a float32 has zeros there
