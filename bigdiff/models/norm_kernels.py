@@ -43,25 +43,37 @@ def _statistics(x, means, squares, pixels, channels, splits, ROWS: tl.constexpr,
     tl.store(squares + out, tl.sum(apart * apart, axis=0), mask=column < channels)
 
 
+@triton.jit
+def _tiles_of_group(channels, splits, each, SPLITS: tl.constexpr, EACH: tl.constexpr):
+    """Of this program's group: channels, which exist, and their [N, C]; tiles in [N, splits, C], which exist; pair."""
+    sample, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    within, split = tl.arange(0, EACH), tl.arange(0, SPLITS)
+    real, column = within < each, number * each + within
+    place = (sample * splits + split)[:, None] * channels + column[None, :]
+    both = (split < splits)[:, None] & real[None, :]
+    return column, real, sample * channels + column, place, both, (sample * tl.num_programs(1) + number) * 2
+
+
+@triton.jit
+def _added(shift, here, real, HAS_SHIFT: tl.constexpr, EACH: tl.constexpr):
+    """The shift of a group's channels."""
+    return tl.load(shift + here, mask=real, other=0.0).to(tl.float32) if HAS_SHIFT else tl.zeros([EACH], tl.float32)
+
+
 @triton.jit(do_not_specialize=_PLAIN)
 def _merge(
     means, squares, shift, weight, bias, own, group, scale, offset, pixels, channels, splits, each, eps,
     HAS_SHIFT: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """A group: its tiles' sums to the factors [N, C] of `_apply`; `group` [N, G, 2] has its mean and 1 / deviation."""
-    sample, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    within = tl.arange(0, EACH)
-    real, column = within < each, number * each + within
+    column, real, here, place, both, pair = _tiles_of_group(channels, splits, each, SPLITS, EACH)
     split = tl.arange(0, SPLITS)
-    both = (split < splits)[:, None] & real[None, :]
-    place = (sample * splits + split)[:, None] * channels + column[None, :]
     mean = tl.load(means + place, mask=both, other=0.0)
     count = tl.where(split < splits, tl.minimum(ROWS, pixels - split * ROWS), 0).to(tl.float32)
     alone = tl.sum(mean * count[:, None], axis=0) / pixels
     apart = tl.where(both, mean - alone[None, :], 0.0)
     squared = tl.sum(tl.load(squares + place, mask=both, other=0.0) + apart * apart * count[:, None], axis=0)
-    here = sample * channels + column
-    added = tl.load(shift + here, mask=real, other=0.0).to(tl.float32) if HAS_SHIFT else tl.zeros([EACH], tl.float32)
+    added = _added(shift, here, real, HAS_SHIFT, EACH)
     middle = tl.sum(tl.where(real, alone + added, 0.0), axis=0) / each
     away = tl.where(real, alone + added - middle, 0.0)
     variance = (tl.sum(squared, axis=0) + pixels * tl.sum(away * away, axis=0)) / (pixels * each)
@@ -71,9 +83,8 @@ def _merge(
     tl.store(own + here, alone, mask=real)
     tl.store(scale + here, factor, mask=real)
     tl.store(offset + here, constant, mask=real)
-    pair = group + (sample * tl.num_programs(1) + number) * 2
-    tl.store(pair, middle)
-    tl.store(pair + 1, inverse)
+    tl.store(group + pair, middle)
+    tl.store(group + pair + 1, inverse)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -118,18 +129,11 @@ def _merge_sums(
     HAS_SHIFT: tl.constexpr, SPLITS: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """A group: its tiles' sums to what `_backward` takes from the gradient, and each sample's part of the others."""
-    sample, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    within = tl.arange(0, EACH)
-    real, column = within < each, number * each + within
-    split = tl.arange(0, SPLITS)
-    both = (split < splits)[:, None] & real[None, :]
-    place = (sample * splits + split)[:, None] * channels + column[None, :]
+    column, real, here, place, both, pair = _tiles_of_group(channels, splits, each, SPLITS, EACH)
     first = tl.sum(tl.load(plain + place, mask=both, other=0.0), axis=0)
     second = tl.sum(tl.load(centred + place, mask=both, other=0.0), axis=0)
-    here = sample * channels + column
-    pair = group + (sample * tl.num_programs(1) + number) * 2
-    middle, inverse = tl.load(pair), tl.load(pair + 1)
-    added = tl.load(shift + here, mask=real, other=0.0).to(tl.float32) if HAS_SHIFT else tl.zeros([EACH], tl.float32)
+    middle, inverse = tl.load(group + pair), tl.load(group + pair + 1)
+    added = _added(shift, here, real, HAS_SHIFT, EACH)
     alone = tl.load(own + here, mask=real, other=0.0)
     factor = tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
     normal = inverse * (second + (alone + added - middle) * first)
