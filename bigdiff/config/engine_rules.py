@@ -52,6 +52,14 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             speed.norm == "fused" and speed.compile != "none",
             f"speed.norm=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
         ),
+        (
+            speed.transformer == "fused" and speed.compile != "none",
+            f"speed.transformer=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
+        ),
+        (
+            speed.transformer == "fused" and stage.model.unet.cross_attention_dim == 0,
+            "speed.transformer=fused has no effect on a UNet without text, which has no transformer blocks",
+        ),
         *_text_rules(stage),
     ]
 

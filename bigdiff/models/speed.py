@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigdiff.config.speed import Speed
-from bigdiff.models import agreement, layout, norm
+from bigdiff.models import agreement, geglu, layer_norm, layout, norm
 from bigdiff.models.agreement import Sample
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.denoiser import Denoiser
@@ -37,7 +37,7 @@ _MISSING: Final = ("No available kernel", "No viable backend")  # how torch's me
 
 
 def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: World) -> list[str]:
-    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective with compile, norm.
+    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective with compile, fused.
 
     `samples` are on the network's device, one of each shape that will come: a compiled UNet is tried on all of them.
     """
@@ -48,6 +48,8 @@ def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: Wo
         said.append(attend(denoiser.unet, speed.attention))
     if speed.norm == "fused":
         said.append(norm.fuse(denoiser.unet, world))
+    if speed.transformer == "fused":
+        said += [geglu.fuse(denoiser.unet, world), layer_norm.fuse(denoiser.unet, world)]
     if speed.cudnn_benchmark:
         said.append(benchmark(world.device))
     if speed.compile != "none":
@@ -60,6 +62,8 @@ def reset(unet: AnyUNet) -> None:
     uncompile(unet)
     layout.release(unet)
     norm.release(unet)
+    geglu.release(unet)
+    layer_norm.release(unet)
     for layer in attentions(unet):
         if isinstance(layer.processor, Through):
             layer.set_processor(layer.processor.plain)

@@ -54,6 +54,7 @@ VARIANTS = {
     "default": [],  # engine.channels_last, of the input alone, and no dropped caption encoded
     "channels_last": ["speed={channels_last: true, text_encoder: all}"],
     "norm": ["speed={channels_last: true, norm: fused, text_encoder: all}"],
+    "transformer": [*OFF, "speed.transformer=fused"],
     "flash": [*OFF, "speed.attention=flash"],
     "efficient": [*OFF, "speed.attention=efficient"],
     "cudnn": [*OFF, "speed.attention=cudnn"],
@@ -70,7 +71,9 @@ VARIANTS = {
         "speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled, attention: cudnn}"
     ],
 }
-QUICK = [SCRIPT, "off", "channels_last", "norm", "math", "cudnn", "text kept", "checkpointing", "all, blocks"]
+QUICK = [
+    SCRIPT, "off", "channels_last", "norm", "transformer", "math", "cudnn", "text kept", "checkpointing", "all, blocks",
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -38,6 +38,21 @@ def load(folder: Path, *settings: str) -> Stage:
         (["speed={norm: fused, channels_last: true}", "engine.zero_stage=3"], "speed.norm=fused needs whole weights"),
         (["speed.norm=fused"], "speed.norm=fused is computed in channels_last: set speed.channels_last=true"),
         (["speed={norm: fused, channels_last: true, compile: whole}"], "fuse the same operations: set one of them"),
+        (
+            ["speed={transformer: fused, compile: blocks}"],
+            "speed.transformer=fused and speed.compile=blocks fuse the same",
+        ),
+        (
+            [
+                "speed.transformer=fused",
+                "model.text=null",
+                "text_dropout=0",
+                "model.unet={cross_attention_dim: 0, "
+                "down_block_types: [DownBlock2D, DownBlock2D, DownBlock2D, DownBlock2D], "
+                "up_block_types: [UpBlock2D, UpBlock2D, UpBlock2D, UpBlock2D]}",
+            ],
+            "speed.transformer=fused has no effect on a UNet without text",
+        ),
         (["speed.channels_last=true", "engine.channels_last=false"], "keeps what engine.channels_last=false does not"),
         (["speed.attention=fastest"], "speed.attention"),
         (["speed.text_encoder=compiled", "model.text.train=true"], "is of a frozen text encoder, and model.text.train"),
@@ -65,6 +80,8 @@ def test_what_fits_passes(tmp_path: Path) -> None:
     load(tmp_path, "speed.attention=flash", "speed.cudnn_benchmark=true", "engine.zero_stage=3")
     load(tmp_path, "speed.text_encoder=compiled", "engine.zero_stage=3", "text_dropout=0")
     load(tmp_path, "speed.text_encoder=all", "model.text.train=false")
+    load(tmp_path, "speed.transformer=fused", "engine.zero_stage=3")
+    load(tmp_path, "speed={transformer: fused, norm: fused, channels_last: true}")
     for stage in range(4):
         load(tmp_path, f"engine.zero_stage={stage}", "optim.grad_clip=0")
     with pytest.raises(UsageError, match="zero_stage"):

@@ -8,8 +8,15 @@ from bigdiff.config.speed import Speed
 
 
 def test_every_switch_is_off_until_it_is_asked_for() -> None:
-    off = Speed(channels_last=False, attention="auto", compile="none", cudnn_benchmark=False, text_encoder="kept")
-    assert Speed() == off
+    assert Speed() == Speed(
+        channels_last=False,
+        attention="auto",
+        norm="plain",
+        transformer="plain",
+        compile="none",
+        cudnn_benchmark=False,
+        text_encoder="kept",
+    )
     assert load_stage("512px").speed == Speed()
     # not off, which YAML 1.1 reads as false
     assert load_stage("512px", ["speed.compile=none"]).speed == Speed()

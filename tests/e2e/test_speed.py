@@ -86,6 +86,18 @@ def test_the_way_of_encoding_text_changes_no_loss(run_ranks: Ranks, toy: Path, t
         assert losses(tmp_path, name) == pytest.approx(expected, rel=1e-5), name
 
 
+def test_kernels_for_transformer_blocks_find_gathered_weights(
+    run_ranks: Ranks, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with_ = {"plain": [], "scattered": ["speed.transformer=fused", "engine.zero_stage=3"]}
+    runs = [run(name, tmp_path, [*settings, "log.every=1"], 3) for name, settings in with_.items()]
+    told = run_ranks(f"import sys\nsys.stderr = sys.stdout\n{TRAIN}", 2, str(toy / "stage.yaml"), json.dumps(runs))
+    assert "left out" not in "".join(told)
+    plain, scattered = (losses(tmp_path, name) for name in with_)
+    assert len(plain) == 3 and scattered == pytest.approx(plain, rel=1e-5)
+
+
 def test_each_resumes_the_other(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:
     chain = [
         run("undisturbed", tmp_path, []),

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_runs import network as interpreted_network
 
 from bigdiff.config.speed import Speed
 from bigdiff.engine.precision import sum_in_fp32
@@ -229,6 +230,21 @@ def test_what_cannot_be_compiled_trains_plain_with_the_reason(world: World) -> N
     line = speed.compiled(network, "whole", [sample()], world, "aot_eager")
     assert "trains uncompiled: it cannot be compiled (" in line  # and not: compiled in two halves, without a word
     assert not any(module._compiled_call_impl for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_fused_transformer_blocks_give_the_same_gradients_under_the_same_names(kind: str) -> None:
+    interpreted_network({"transformer": "fused"}, {"_GEGLUBackward": 4, "_LayerNormBackward": 12}, kind)
+
+
+def test_without_their_kernels_transformer_blocks_stay_as_they_are(world: World) -> None:
+    network = denoiser()
+    plain = agreement.gradients(network, sample())
+    first, second = speed.apply(network, Speed(transformer="fused"), [], world)
+    assert first.startswith("speed.transformer=fused is left out for GEGLU: on cpu it does not run (")
+    assert second.startswith("speed.transformer=fused is left out for LayerNorm: on cpu it does not run (")
+    after = agreement.gradients(network, sample())
+    assert all(torch.equal(after.gradients[name], one) for name, one in plain.gradients.items())
 
 
 RANKS = """
