@@ -9,7 +9,6 @@ submitit's handler, while the others wait to be ended with the job: one that exi
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from submitit.core.utils import UncompletedJobError
 
 from bigdiff.checkpoint.layout import run_folder
 from bigdiff.cluster import starts
-from bigdiff.cluster.clients import environment, state
+from bigdiff.cluster.clients import state
 from bigdiff.cluster.crash import endured
 from bigdiff.cluster.earlier import forget_earlier
 from bigdiff.cluster.ready import reached
@@ -39,7 +38,6 @@ from bigdiff.config.rules import check
 from bigdiff.config.schema import Stage
 
 REQUEUE_SECONDS = 600  # how long the other ranks wait for rank 0 to requeue the job
-_LIMIT = 300.0  # seconds for the forecast
 STOPS = (signal.SIGTERM, signal.SIGUSR2)  # what a local job's follower or controller sends
 
 
@@ -91,7 +89,7 @@ class TrainJob:
 
             gpu, limits = self.cluster.gpus_per_node > 0, self.cluster.preflight
             outcome = train_stage(self.stage, Check(gpu=gpu, limits=limits, endured=() if local else self._endured()))
-            if outcome.finished and gpu and place.rank == 0:
+            if outcome.finished and place.rank == 0:
                 _say(compared(run))
             if keeps:
                 stopped = f"told to stop ({outcome.why}), saved at step {outcome.step}"
@@ -129,17 +127,13 @@ def _say(line: str) -> None:
 
 
 def compared(run: Path) -> str:
-    """A line about the planner's forecast beside what a finished run measured; nothing of it ends the job.
+    """Lines about the planner's forecast beside what a finished run measured; nothing of it ends the job."""
+    from bigdiff.plan import comparison  # torch, which a job has imported by now
 
-    In a process of its own: the planner is above training, and has devices of its own to look for.
-    """
-    words = [sys.executable, "-m", "bigdiff.plan.comparison", str(run)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_LIMIT, check=False, env=environment())
-    except subprocess.TimeoutExpired:
-        return f"no forecast was compared: it took more than {_LIMIT:.0f} s"
-    said = (done.stdout if done.returncode == 0 else done.stderr).strip()
-    return said if done.returncode == 0 else f"no forecast was compared: {(said.splitlines() or ['no reason'])[-1]}"
+        return comparison.text(comparison.recorded(run))
+    except Exception as error:  # noqa: BLE001 (the run is done and saved, whatever is wrong with a forecast)
+        return f"no forecast was compared: {error or type(error).__name__}"
 
 
 def leave_when_told() -> None:

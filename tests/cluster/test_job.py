@@ -151,8 +151,14 @@ def test_a_job_of_another_version_keeps_its_settings_or_is_refused() -> None:
 def test_a_forecast_that_cannot_be_made_is_a_line(tmp_path: Path) -> None:
     """By the real planner; the one that can be is tests/plan/test_comparison.py's."""
     assert compared(tmp_path / "none") == (
-        f"no forecast was compared: error: {tmp_path}/none has no config.yaml: give the folder of a run"
+        f"no forecast was compared: {tmp_path}/none has no config.yaml: give the folder of a run"
     )
+    (tmp_path / "config.yaml").write_text(dump(load_stage("quickstart-32px")))
+    (tmp_path / "usage.json").write_text("[")  # no UsageError
+    assert compared(tmp_path).startswith(f"no forecast was compared: {tmp_path}/usage.json is not a list of starts")
+    (tmp_path / "usage.json").write_text("[]")
+    (tmp_path / "metrics.jsonl").write_text("{\n")
+    assert compared(tmp_path).startswith("no forecast was compared: ")
 
 
 def test_a_run_is_trained_by_one_job_at_a_time(tmp_path: Path) -> None:
