@@ -1,4 +1,9 @@
-"""How long this process stands in the engine's collectives: what is sent, and the wait for those that send later."""
+"""How long this process stands in the engine's collectives: what is sent, and the wait for those that send later.
+
+Of ZeRO 0 to 2 a call returns when the result may be used. ZeRO-3 gathers weights ahead: those calls come back at once,
+with a handle, and time is counted while the handle is waited for, not between. So what lies hidden behind the host's
+own work counts nothing, and of several gatherings under way no second counts twice.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +14,11 @@ from deepspeed.comm import comm
 
 from bigdiff.runtime.clock import Clock
 
-# those that ZeRO 0 to 2 call and that return when the result may be used; ZeRO-3's come back at once, with a handle
 _CALLS: Final = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 
 class Collectives:
-    """Adds up their time: on a GPU that of the stream that calls."""
+    """Adds up their time: on a GPU that of the stream that calls or waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._clock = Clock(device)
@@ -36,4 +40,17 @@ class Collectives:
 
     def _timed(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:  # noqa: ANN401 (DeepSpeed's)
         with self._clock.running():
-            return call(*given, **named)
+            handle = call(*given, **named)
+        return handle if handle is None else _Awaited(handle, self._clock)
+
+
+class _Awaited:
+    """A handle of torch.distributed whose wait is timed; DeepSpeed asks nothing else of one."""
+
+    def __init__(self, handle: Any, clock: Clock) -> None:  # noqa: ANN401 (a Work, or a stand-in of DeepSpeed's)
+        self._handle, self._clock = handle, clock
+
+    def wait(self) -> None:
+        """Until the result may be used: by the host on a CPU, by this stream on a GPU."""
+        with self._clock.running():
+            self._handle.wait()

@@ -85,7 +85,7 @@ class Engine:
             model=module, optimizer=self._adam, config=config, dist_init_required=False
         )
         self.module: nn.Module = self._engine.module
-        self._collectives = Collectives(world.device) if stage.engine.zero_stage < 3 else None
+        self._collectives = Collectives(world.device)
         self._zero = self._behind(stage, layout, trained, world.rank)
         self._adam.norm = self._zero.norm
         self.partition: Partition = self._zero.partition  # for the EMA and the checkpoint
@@ -124,9 +124,9 @@ class Engine:
             return None
         return Stepped(rate=rate, norm=self._adam.seen, applied=math.isfinite(self._adam.seen))
 
-    def communication(self) -> float | None:
-        """Seconds in collectives since this was asked last, 0 the first time; None for ZeRO-3, which has handles."""
-        return self._collectives.take() if self._collectives is not None else None
+    def communication(self) -> float:
+        """Seconds in collectives since this was asked last, 0 the first time."""
+        return self._collectives.take()
 
     def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """AdamW's `exp_avg` and `exp_avg_sq` of what this rank owns, live; zeros before the first step."""

@@ -38,7 +38,6 @@ def charts(stage: Stage, usage: Usage) -> dict[str, tuple[str, ...]]:
     """Those of CHARTS that this run will have points for: an empty one looks like something that went wrong."""
     absent = {
         "validation": not stage.validation.every,
-        "share of the time in collectives": stage.engine.zero_stage == 3,
         "MFU": not usage.peak,
         "money": not usage.price,
         "distance": not averages.names(stage.ema),

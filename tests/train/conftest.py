@@ -65,7 +65,7 @@ class Plain:
         self._adam.zero_grad()
         return Stepped(rate=RATE, norm=norm, applied=math.isfinite(norm))
 
-    def communication(self) -> float | None:
+    def communication(self) -> float:
         return 0.0
 
     def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
