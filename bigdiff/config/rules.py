@@ -140,7 +140,6 @@ def _validation_rules(stage: Stage) -> list[tuple[bool, str]]:
             not on and (found.every != 0 or found.samples != 0),
             "validation.every and validation.samples have no effect without validation.set",
         ),
-        (on and stage.model.autoencoder is not None, "validation is of diffusion stages, not of an autoencoder's"),
         (on and found.set in [one.location for one in sources(stage.data)], f"{found.set} is trained on, too"),
         (
             on and (found.every <= 0 or found.every % max(stage.log.every, 1) != 0),

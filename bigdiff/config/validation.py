@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
-    """The unweighted loss on a held-out set, of the weights and of the first average; docs/validation.md.
+    """The loss on a held-out set, unweighted and without a discriminator's; of the weights and of the first average.
 
-    Samples, noise and timesteps are the same each time, and for every run with such a set.
+    Samples, noise and timesteps are the same each time, and for every run with such a set; docs/validation.md.
     """
 
     set: str = ""  # folder, http(s):// or s3:// address of a set like the stage's own, of other samples; "": none

@@ -33,7 +33,7 @@ class Frozen:
 
 
 class Sums(NamedTuple):
-    """By timestep bin, in float64: of the losses, of their squares, and how many."""
+    """By timestep bin, or by term of a loss, in float64: of the losses, of their squares, and how many."""
 
     losses: tuple[float, ...]
     squares: tuple[float, ...]
@@ -43,6 +43,13 @@ class Sums(NamedTuple):
     def none(cls) -> "Sums":
         """Of no samples."""
         return cls((0.0,) * BINS, (0.0,) * BINS, (0,) * BINS)
+
+    @classmethod
+    def by_term(cls, terms: Sequence[Tensor]) -> "Sums":
+        """Of the same samples' values [B] of each term."""
+        found = [one.double().cpu() for one in terms]
+        losses, squares = ([float(one.sum()) for one in some] for some in (found, [one.square() for one in found]))
+        return cls(tuple(losses), tuple(squares), tuple(len(one) for one in found))
 
     @classmethod
     def of_all(cls, parts: Sequence["Sums"]) -> "Sums":
@@ -69,13 +76,29 @@ def scores(sums: Sums, suffix: str = "") -> dict[str, float]:
     for number, (total, square, count) in enumerate(zip(*sums, strict=True)):
         if not count:
             continue
-        mean = total / count
-        variance = max(square / count - mean**2, 0.0) * count / max(count - 1, 1)
+        mean, variance = _moments(total, square, count)
         error += variance * count / whole**2
         found[f"validation/loss{suffix}_t/{number}"] = mean
         found[f"validation/error{suffix}_t/{number}"] = math.sqrt(variance / count)
     overall = {f"validation/loss{suffix}": sum(sums.losses) / whole, f"validation/error{suffix}": math.sqrt(error)}
     return overall | found
+
+
+def term_scores(sums: Sums, names: Sequence[str], suffix: str = "") -> dict[str, float]:
+    """Means and their standard errors by term, in the order of `names`, as they are logged; "loss" is the whole."""
+    found = {}
+    for name, total, square, count in zip(names, *sums, strict=True):
+        mean, variance = _moments(total, square, count)
+        error = "error" if name == "loss" else f"error_{name}"
+        found[f"validation/{name}{suffix}"] = mean
+        found[f"validation/{error}{suffix}"] = math.sqrt(variance / count)
+    return found
+
+
+def _moments(total: float, square: float, count: int) -> tuple[float, float]:
+    """Mean, and variance with Bessel's correction; 0 of one sample, of which nothing is known."""
+    mean = total / count
+    return mean, max(square / count - mean**2, 0.0) * count / max(count - 1, 1)
 
 
 class Network:

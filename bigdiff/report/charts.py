@@ -14,6 +14,13 @@ _LOSS, _NORM, _RATE = "train/loss", "train/grad_norm", "train/lr"
 _SPEED, _WAIT, _SLOWEST = "speed/images_per_second", "speed/data_wait_fraction", "speed/slowest_rank"
 _SENT: Final = "speed/communication_fraction"
 _STALL: Final = "speed/checkpoint_stall_seconds"
+_HELD: Final = "On held-out samples, the same with the same noise each time; the bands are standard errors."
+_TERMS: Final = {  # of an autoencoder
+    "psnr": "In dB, should rise.",
+    "l1": "Mean absolute error of a value, pixels in [-1, 1].",
+    "kl": "Of the posterior to a standard normal, of a sample.",
+    "perceptual": "LPIPS.",
+}
 _BINS: Final = "Ranges of the diffusion's timesteps: 0 is nearly no noise, the last nearly nothing but noise."
 
 
@@ -23,7 +30,8 @@ def learning(readings: Readings) -> Markup:
         return section("Is it learning", [note("There are no readings yet.")])
     figures = [
         _alone(readings, _LOSS, "training loss", "Should fall, fast at first and slowly later."),
-        _validation(readings),
+        _validation(readings, "loss", "validation loss", _HELD),
+        *(_validation(readings, term, f"validation {term}", f"{said} {_HELD}") for term, said in _TERMS.items()),
         _family(readings, "train/loss_t/", "training loss by timestep", _BINS),
         _family(readings, "validation/loss_ema_t/", "validation loss by timestep, average", _BINS),
         _family(readings, "validation/loss_t/", "validation loss by timestep, weights", _BINS),
@@ -97,14 +105,14 @@ def _family(readings: Readings, prefix: str, name: str, said: str, scale: Scale 
     return lines.drawn(Chart(name=name, series=series, said=said, scale=scale))
 
 
-def _validation(readings: Readings) -> Markup:
-    series = []
-    for suffix, name, colour in (("", "weights", "c1"), ("_ema", "average", "c0")):
-        curve = readings.curve(f"validation/loss{suffix}")
-        errors = curves.band(curve, readings.curve(f"validation/error{suffix}"))
-        series.append(Series(name=name, points=curve.points, colour=colour, errors=errors))
-    said = "Loss on held-out samples, the same with the same noise each time; the bands are standard errors."
-    return lines.drawn(Chart(name="validation loss", series=series, said=said))
+def _validation(readings: Readings, term: str, name: str, said: str) -> Markup:
+    """A term on held-out samples, of the weights and of the average."""
+    series, error = [], "error" if term == "loss" else f"error_{term}"
+    for suffix, of, colour in (("", "weights", "c1"), ("_ema", "average", "c0")):
+        curve = readings.curve(f"validation/{term}{suffix}")
+        errors = curves.band(curve, readings.curve(f"validation/{error}{suffix}"))
+        series.append(Series(name=of, points=curve.points, colour=colour, errors=errors))
+    return lines.drawn(Chart(name=name, series=series, said=said))
 
 
 def _there(figures: list[Markup]) -> list[Markup]:

@@ -42,15 +42,26 @@ class Wanted:
     distances: Tensor | None  # LPIPS [B]
 
 
+def reconstruction(
+    config: Autoencoder, perceptual: Perceptual | None, pixels: Tensor, drawn: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """|x - x'| or its square plus LPIPS, which counts once for every value of the picture, as in the original code.
+
+    Of fp32 [B, 3, H, W] each: the losses [B], and LPIPS alone [B], where it is computed.
+    """
+    measure = functional.l1_loss if config.reconstruction == "l1" else functional.mse_loss
+    losses = measure(drawn, pixels, reduction="none").flatten(1).sum(1)
+    if perceptual is None:
+        return losses, None
+    distances = perceptual(pixels, drawn)
+    return losses + config.perceptual_weight * drawn[0].numel() * distances, distances
+
+
 def wanted(config: Autoencoder, perceptual: Perceptual | None, pixels: Tensor, drawn: Tensor) -> Wanted:
-    """|x - x'| or its square plus LPIPS, which counts once for every value of the picture, as in the original code."""
+    """The loss of `reconstruction` with its gradient."""
     leaf = wide(drawn).detach().requires_grad_()
     with torch.enable_grad():
-        measure = functional.l1_loss if config.reconstruction == "l1" else functional.mse_loss
-        losses, distances = measure(leaf, pixels, reduction="none").flatten(1).sum(1), None
-        if perceptual is not None:
-            distances = perceptual(pixels, leaf)
-            losses = losses + config.perceptual_weight * leaf[0].numel() * distances
+        losses, distances = reconstruction(config, perceptual, pixels, leaf)
         (gradients,) = torch.autograd.grad(losses.sum(), leaf)
     return Wanted(
         losses=losses.detach(), gradients=gradients, distances=None if distances is None else distances.detach()

@@ -12,7 +12,7 @@ from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine
 from bigdiff.diffusion import objective
 from bigdiff.diffusion.objective import Objective, per_sample_loss
-from bigdiff.evaluate.validation import Frozen, Network
+from bigdiff.evaluate.validation import Frozen, Network, Sums, scores
 from bigdiff.runtime.world import World
 from bigdiff.train import data as stream
 from bigdiff.train import networks
@@ -37,6 +37,18 @@ class Held:
     def batches(self) -> Generator[list[Micro], None, None]:
         """This process's micro-batches, without end; to be closed."""
         return stream.stream(self.stage, self.world, self.sets, self.course, 0, Quarantine())
+
+    def prepared(self, trained: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+        """All weights by name, in the precision that the stage computes in."""
+        return self.network.prepared(trained, half)
+
+    def sums(self, weights: Mapping[str, Tensor], batch: Micro) -> Sums:
+        """Of a micro-batch's losses, by timestep."""
+        return Sums.none().plus(*self.losses(weights, batch), self.stage.diffusion.train_timesteps)
+
+    def scores(self, sums: Sums, suffix: str) -> dict[str, float]:
+        """Means and standard errors, as they are logged."""
+        return scores(sums, suffix)
 
     def losses(self, weights: Mapping[str, Tensor], batch: Micro) -> tuple[Tensor, Tensor]:
         """Of each sample the unweighted loss, fp32 [B], and its timestep, int64 [B]."""
@@ -75,6 +87,13 @@ def held_out(stage: Stage) -> Stage:
     return replace(stage, seed=0, text_dropout=0.0, steps=steps, data=data, diffusion=plain)
 
 
+def enough(stage: Stage, sets: stream.Sets) -> None:
+    """Raise a UsageError where the held-out `sets` have fewer samples than `stage` asks for."""
+    wanted, there = stage.validation.samples, sum(one.manifest.samples for one in sets)
+    if there < wanted:
+        raise UsageError(f"validation.samples={wanted} is more than the {there} of {stage.validation.set}: lower it")
+
+
 @contextmanager
 def opened(found: Networks, world: World) -> Iterator[Held]:
     """The held-out samples of a stage; `found` are its networks, before the engine has them.
@@ -86,11 +105,7 @@ def opened(found: Networks, world: World) -> Iterator[Held]:
     own = replace(found, stage=stage)
     with stream.opened(stage.data) as sets:
         networks.fit(own, sets)
-        wanted, there = found.stage.validation.samples, sum(one.manifest.samples for one in sets)
-        if there < wanted:
-            raise UsageError(
-                f"validation.samples={wanted} is more than the {there} of {found.stage.validation.set}: lower it"
-            )
+        enough(found.stage, sets)
         yield Held(
             stage=stage,
             world=world,

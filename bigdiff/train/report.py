@@ -21,6 +21,7 @@ CHARTS: Final = {
     "loss": ("^train/loss$", "^validation/loss$", "^validation/loss_ema$"),
     "loss by timestep, 0 nearly without noise": ("^train/loss_t/",),
     "validation by timestep": ("^validation/loss_ema_t/",),
+    "PSNR of reconstructions, dB": ("^train/psnr$", "^validation/psnr(_ema)?$"),
     "gradient norm": ("^train/grad_norm$",),
     "learning rate": ("^train/lr$",),
     "images per second": ("^speed/images_per_second$",),
@@ -37,10 +38,11 @@ CHARTS: Final = {
 def charts(stage: Stage, usage: Usage) -> dict[str, tuple[str, ...]]:
     """Those of CHARTS that this run will have points for: an empty one looks like something that went wrong."""
     absent = {
-        "validation": not stage.validation.every,
+        "validation": not stage.validation.every or stage.model.autoencoder is not None,
         "MFU": not usage.peak,
         "money": not usage.price,
         "distance": not averages.names(stage.ema),
+        "PSNR": stage.model.autoencoder is None,
         "loss by timestep": stage.model.autoencoder is not None,
     }
     unwanted = tuple(name for name, gone in absent.items() if gone)
@@ -94,11 +96,13 @@ def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
 
 def heldout(found: Mapping[str, float]) -> str:
     """Of a line, what the held-out samples gave."""
-    parts = [
-        f"  validation{suffix.replace('_', ' ')} {found[name]:.4f} +- {found[f'validation/error{suffix}']:.4f}"
-        for suffix in ("", "_ema")
-        if (name := f"validation/loss{suffix}") in found
-    ]
+    parts = []
+    for suffix in ("", "_ema"):
+        if (name := f"validation/loss{suffix}") in found:
+            known = f"{found[name]:.4f} +- {found[f'validation/error{suffix}']:.4f}"
+            parts.append(f"  validation{suffix.replace('_', ' ')} {known}")
+        if (name := f"validation/psnr{suffix}") in found:
+            parts.append(f" ({found[name]:.2f} dB)")
     return "".join(parts)
 
 

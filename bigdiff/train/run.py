@@ -23,6 +23,7 @@ from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import World
 from bigdiff.train.held import Held
+from bigdiff.train.held_pictures import HeldPictures
 from bigdiff.train.recovery import Curve
 from bigdiff.train.task import Micro, Task
 from bigdiff.train.usage import Usage
@@ -66,7 +67,7 @@ class Run:
     usage: Usage
     writer: Writer | None  # on rank 0
     preview: Drawer | None
-    held: Held | None  # the samples that it is validated on
+    held: Held | HeldPictures | None  # the samples that it is validated on
     stop: Stop
     say: Callable[[str], None]  # one line for a person; silent beyond rank 0
 

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ from bigdiff.train import (
     resuming,
 )
 from bigdiff.train import data as stream
-from bigdiff.train.held import opened as held_out_samples
+from bigdiff.train.held import Held
+from bigdiff.train.held import opened as held_samples
+from bigdiff.train.held_pictures import HeldPictures
+from bigdiff.train.held_pictures import opened as held_pictures
 from bigdiff.train.preflight import Check
 from bigdiff.train.recovery import Curve
 from bigdiff.train.regrouped import Around
@@ -84,9 +87,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         stored = kept.settle(stage, world, found.untrained(), found.kept())
         around = Around(kept=stored.names, loaded=found.loaded() | given)  # before the engine rounds them
         prepared = prepare(found, sets, course, world)
-        held = None
-        if isinstance(found, networks.Networks) and stage.validation.set:
-            held = closing.enter_context(held_out_samples(found, world))
+        held = closing.enter_context(held_out_samples(found, world)) if stage.validation.set else None
         engine = Engine(found.module, found.trained(), stage, world)
         identity = stream.identity(stage, sets, course, stored.sha256)
         ema, start = Averages(engine.partition.masters, stage.ema), stream.start_name(stage, world)
@@ -133,6 +134,19 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         )
         announce(run)
         yield run
+
+
+def held_out_samples(
+    found: networks.Networks | autoencoders.Networks, world: World
+) -> AbstractContextManager[Held | HeldPictures]:
+    """What the stage is validated on.
+
+    Raises:
+        UsageError: for a set that does not fit the stage, or has too few samples.
+    """
+    if isinstance(found, autoencoders.Networks):
+        return held_pictures(found, world)
+    return held_samples(found, world)
 
 
 def prepare(

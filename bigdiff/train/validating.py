@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bigdiff.config import averages
-from bigdiff.evaluate.validation import Sums, scores
+from bigdiff.evaluate.validation import Sums
 from bigdiff.train.held import Held
+from bigdiff.train.held_pictures import HeldPictures
 from bigdiff.train.run import Run
 
 
@@ -29,8 +30,8 @@ def validated(run: Run) -> dict[str, float]:
     if held is None:
         return found
     for suffix, local in asked(run):
-        weights = held.network.prepared(run.engine.gather(local), run.engine.half)
-        found |= scores(summed(run, held, weights), suffix)
+        weights = held.prepared(run.engine.gather(local), run.engine.half)
+        found |= held.scores(summed(run, held, weights), suffix)
     return found
 
 
@@ -41,14 +42,14 @@ def asked(run: Run) -> list[tuple[str, Sequence[Tensor]]]:
     return [("", run.engine.partition.masters), *average]
 
 
-def summed(run: Run, held: Held, weights: Mapping[str, Tensor]) -> Sums:
+def summed(run: Run, held: Held | HeldPictures, weights: Mapping[str, Tensor]) -> Sums:
     """Over the samples of all processes, in their order; collective."""
-    own = Sums.none()
+    own: list[Sums] = []
     with ExitStack() as closing, torch.inference_mode():
         batches = held.batches()
         closing.callback(batches.close)
         for several in islice(batches, held.stage.steps):
             run.watch.at(run.state.step, "validation")
             for batch in several:
-                own = own.plus(*held.losses(weights, batch), held.stage.diffusion.train_timesteps)
-    return Sums.of_all([Sums(*one) for one in run.world.gather(tuple(own))])
+                own.append(held.sums(weights, batch))
+    return Sums.of_all([Sums(*one) for one in run.world.gather(tuple(Sums.of_all(own)))])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigdiff.config.load import load_stage
-from bigdiff.evaluate.validation import Frozen, Network, Sums, scores
+from bigdiff.evaluate.validation import Frozen, Network, Sums, scores, term_scores
 from bigdiff.models import components
 from bigdiff.models.denoiser import Denoiser
 
@@ -36,6 +36,17 @@ def test_parts_add_up_to_the_whole_and_empty_bins_say_nothing() -> None:
         f"validation/{kind}_t/{number}" for kind in ("loss", "error") for number in (0, 9)
     }
     assert found["validation/error_t/9"] == 0.0  # of one sample nothing is known
+
+
+def test_terms_are_summed_beside_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    loss, psnr = torch.rand(50, generator=generator), torch.rand(50, generator=generator)
+    parts = [Sums.by_term([loss[some], psnr[some]]) for some in (slice(0, 20), slice(20, 50))]
+    found = term_scores(Sums.of_all(parts), ("loss", "psnr"), "_ema")
+    assert list(found) == [f"validation/{name}_ema" for name in ("loss", "error", "psnr", "error_psnr")]
+    assert found["validation/loss_ema"] == pytest.approx(loss.double().mean().item(), rel=1e-12)
+    error = psnr.double().numpy().std(ddof=1) / np.sqrt(50)
+    assert found["validation/error_psnr_ema"] == pytest.approx(error, rel=1e-9)
 
 
 @pytest.mark.parametrize("options", [(), ("model.text.train=true",), ("model.frozen=[unet.down_blocks.*]",)])

@@ -46,6 +46,14 @@ def test_every_curve_that_has_readings_is_drawn(told: Callable[..., Folder], par
     assert figures(speed) == ["images per second", "MFU", "data wait", "slowest rank", "checkpoint stall, seconds"]
 
 
+def test_an_autoencoders_terms_on_held_out_pictures_have_their_errors(told: Callable[..., Folder]) -> None:
+    terms = {f"validation/{term}{suffix}": 20.0 for term in ("psnr", "kl") for suffix in ("", "_ema")}
+    errors = {name.replace("/", "/error_"): 0.5 for name in terms}
+    html = charts.learning(told(20, (), **terms, **errors).readings)
+    assert figures(html) == ["training loss", "validation psnr", "validation kl"]
+    assert html.count("<polygon") == 4
+
+
 def test_what_has_no_readings_is_left_out_with_a_word(told: Callable[..., Folder]) -> None:
     none = told().readings
     assert "There are no readings yet." in charts.learning(none) and "<svg" not in charts.learning(none)
