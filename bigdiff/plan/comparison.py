@@ -225,7 +225,10 @@ def _short(value: float | None) -> str:
 
 def _measured(run: Path) -> tuple[tuple[Start, ...], list[dict[str, Any]]]:
     """The starts up to the newest that has lines, and the last quarter of them."""
-    starts, lines = read(run / usage.RECORD, lambda one: Start(**one), "starts"), readings.every(run / layout.METRICS)
+    starts, lines = (
+        read(run / usage.RECORD, lambda one: Start(**one), "starts"),
+        [*readings.lines(run / layout.METRICS)],
+    )
     until = float("inf")
     for number, start in reversed(list(enumerate(starts, 1))):
         own = [one for one in lines if start.time <= one["time"] < until]

@@ -5,17 +5,19 @@ are kept (M4: Jugel et al., "M4: a visualization-oriented time series data aggre
 lost; beside them its mean, for a smooth line.
 """
 
-import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 BUCKETS: Final = 250  # at most, with up to four readings each
 _SMOOTHED: Final = 0.04  # share of the curve whose mean is a point of the smooth line
 
 Point = tuple[float, float]
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,31 +58,37 @@ class Curve:
 
 
 class Thinner:
-    """Takes a curve's readings one by one."""
+    """Takes a curve's readings, in their order."""
 
     def __init__(self) -> None:
         self._buckets: list[Bucket] = []
         self._width = 1  # readings of a bucket
-        self._open: list[Point] = []
+        self._places, self._values = np.empty(0), np.empty(0)  # of the bucket that is not full
         self._broken = 0
 
-    def add(self, place: float, value: float) -> None:
-        """The next reading; `place` is not below the one before."""
-        if not math.isfinite(value):
-            self._broken += 1
-            return
-        self._open.append((place, value))
-        if len(self._open) == self._width:
-            self._buckets.append(_bucket(self._open))
-            self._open = []
-            if len(self._buckets) == BUCKETS:
-                pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
-                self._buckets = [_joined(*pair) for pair in pairs]
-                self._width *= 2
+    def add(self, places: Vector, values: Vector) -> None:
+        """The next readings; no place is below the one before. How many come at once changes nothing."""
+        sound = np.isfinite(values)
+        self._broken += len(values) - int(np.count_nonzero(sound))
+        places = np.concatenate((self._places, places[sound]))
+        values = np.concatenate((self._values, values[sound]))
+        done = 0
+        while done + self._width <= len(values):
+            until = done + self._width
+            self._close(places[done:until], values[done:until])
+            done = until
+        self._places, self._values = places[done:].copy(), values[done:].copy()
+
+    def _close(self, places: Vector, values: Vector) -> None:
+        self._buckets.append(_bucket(places, values))
+        if len(self._buckets) == BUCKETS:
+            pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
+            self._buckets = [_joined(*pair) for pair in pairs]
+            self._width *= 2
 
     def curve(self) -> Curve:
         """Of all readings so far."""
-        rest = [_bucket(self._open)] if self._open else []
+        rest = [_bucket(self._places, self._values)] if len(self._values) else []
         return Curve(buckets=(*self._buckets, *rest), broken=self._broken)
 
 
@@ -108,20 +116,23 @@ def band(curve: Curve, errors: Curve) -> tuple[tuple[float, float, float], ...]:
     return tuple(found)
 
 
-def _bucket(points: Sequence[Point]) -> Bucket:
-    count = len(points)
-    middle = (sum(point[0] for point in points) / count, sum(point[1] for point in points) / count)
-    return Bucket(count=count, middle=middle, kept=_kept(points))
+def _bucket(places: Vector, values: Vector) -> Bucket:
+    chosen = sorted({0, int(values.argmin()), int(values.argmax()), len(values) - 1})
+    kept = tuple((float(places[at]), float(values[at])) for at in chosen)
+    return Bucket(count=len(values), middle=(_mean(places), _mean(values)), kept=kept)
+
+
+def _mean(values: Vector) -> float:
+    """Summed one after another, on every machine alike: numpy's own sum is in an order that depends on it."""
+    with np.errstate(over="ignore"):
+        return float(np.add.accumulate(values)[-1]) / len(values)
 
 
 def _joined(one: Bucket, other: Bucket) -> Bucket:
     count = one.count + other.count
     share = one.count / count
     x, y = (share * a + (1 - share) * b for a, b in zip(one.middle, other.middle, strict=True))
-    return Bucket(count=count, middle=(x, y), kept=_kept([*one.kept, *other.kept]))
-
-
-def _kept(points: Sequence[Point]) -> tuple[Point, ...]:
-    values = [value for _, value in points]
+    kept = [*one.kept, *other.kept]
+    values = [value for _, value in kept]
     places = {0, values.index(min(values)), values.index(max(values)), len(values) - 1}
-    return tuple(points[place] for place in sorted(places))
+    return Bucket(count=count, middle=(x, y), kept=tuple(kept[place] for place in sorted(places)))

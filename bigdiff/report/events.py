@@ -4,10 +4,10 @@ from collections import Counter, deque
 from typing import Any, Final
 
 from bigdiff.config.errors import RunError, UsageError
+from bigdiff.metrics.readings import lines
 from bigdiff.prep.page import Cell, Markup, heading, note, section, table
 from bigdiff.report.folder import Folder
 from bigdiff.report.headline import moment
-from bigdiff.report.records import lines
 from bigdiff.runtime import records
 
 INCIDENTS: Final = "recovery.jsonl"  # a line for each incident

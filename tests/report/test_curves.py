@@ -1,20 +1,41 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigdiff.report.curves import BUCKETS, Curve, Thinner, band, smooth
+from bigdiff.report.curves import BUCKETS, Curve, Thinner, _mean, band, smooth
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
 def thinned(values: Sequence[float]) -> Curve:
-    thinner = Thinner()
-    for place, value in enumerate(values):
-        thinner.add(place, value)
+    return in_parts(values, [])
+
+
+def in_parts(values: Sequence[float], cuts: Sequence[int]) -> Curve:
+    """Of values that come in parts, cut at these places."""
+    thinner, every = Thinner(), np.array(values, np.float64)
+    for places, some in zip(np.split(np.arange(len(every)), cuts), np.split(every, cuts), strict=True):
+        thinner.add(places.astype(np.float64), some)
     return thinner.curve()
+
+
+@given(VALUES, st.lists(st.integers(0, 4000), max_size=20))
+def test_how_many_come_at_once_changes_nothing(values: list[float], cuts: list[int]) -> None:
+    every = [value + place % 7 for place, value in enumerate(values * 100)]
+    assert in_parts(every, sorted(cuts)) == in_parts(every, range(1, len(every))) == thinned(every)
+
+
+def test_means_are_added_up_one_after_another() -> None:
+    """So that they are equal on all machines, bit for bit."""
+    generator = np.random.default_rng(0)
+    sums = [0.0]
+    for value in (some := generator.random(10_000)):
+        sums.append(sums[-1] + float(value))
+    assert _mean(some) == sums[-1] / 10_000
 
 
 @given(VALUES, st.integers(1, 120))

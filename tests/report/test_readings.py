@@ -1,11 +1,13 @@
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.metrics.writer import Writer
-from bigdiff.report.readings import read
+from bigdiff.report.readings import columns_at_once, columns_by_line, read
 
 
 def test_what_a_run_writes_is_what_is_read(tmp_path: Path) -> None:
@@ -49,3 +51,60 @@ def test_a_line_that_is_no_reading_is_named(tmp_path: Path, line: str, said: str
     file.write_text(f'{{"samples_seen": 1}}\n{line}\n{{"samples_seen": 2}}\n')
     with pytest.raises(UsageError, match=said):
         read(file)
+
+
+def test_at_once_and_line_by_line_are_the_same_numbers(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    lines = []
+    for step in range(1, 4001):
+        line = {
+            "step": step,
+            "samples_seen": 8 * step,
+            "a": float(chance.normal() * 10.0 ** chance.integers(-300, 300)),
+        }
+        line |= {
+            "odd": (math.nan, math.inf, -math.inf, 1e-3)[step % 4],
+            "mixed": 0 if step % 3 else 0.1,
+            "time": 1.7e9 + step / 7,
+        }
+        line |= {"rare": 1 / step} if step % 1000 == 0 else {}
+        lines.append(line)
+    chunk = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    quick, plain = columns_at_once(chunk), columns_by_line(chunk, tmp_path, 0)
+    assert quick is not None and quick.keys() == plain.keys() == {"a", "odd", "mixed", "rare"}
+    for tag, both in plain.items():
+        for one, other in zip(quick[tag], both, strict=True):
+            assert np.array_equal(one, other, equal_nan=True), tag
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(chunk * 3)  # long enough to be read at once
+    whole = read(file)
+    assert (whole.count, whole.curve("a").count, whole.curve("rare").count) == (12_000, 12_000, 12)
+    assert (repr(whole.first), repr(whole.last)) == (repr(lines[0]), repr(lines[-1]))  # not a number equals nothing
+    file.write_bytes(chunk * 3 + b'{"samples_seen": 1, "a": NaN}\n{"samples_seen": 1, "a": 1')
+    odd = read(file)
+    assert (odd.count, odd.curve("a").broken, odd.curve("a").count) == (12_001, 1, 12_000)
+    file.write_bytes(chunk * 3 + b'{"samples_seen": 1, "a": "x"}\n')
+    with pytest.raises(UsageError, match="line 12001 has a a that is no number"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"samples_seen": 1, "a": null}',
+        b'{"samples_seen": 1, "a": "x"}',
+        b'{"samples_seen": 1, "a": true}',
+        b'{"samples_seen": 1, "a": {}}',
+        b'{"samples_seen": 1, "a": 1, "a": 2}',
+        '{"samples_seen": 1, "\u00e4": 1}'.encode(),
+        b'{"a": 1}',
+        b'{"samples_seen": 1}{"samples_seen": 2}',
+        b"",
+        b"[1]",
+        b"{",
+    ],
+)
+def test_what_is_not_plain_is_left_to_json(line: bytes) -> None:
+    plain = b'{"samples_seen": 1, "a": 2.0}\n'
+    assert columns_at_once(plain * 3) is not None
+    assert columns_at_once(plain + line + b"\n" + plain) is None
