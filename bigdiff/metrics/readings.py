@@ -10,7 +10,7 @@ from tqdm import tqdm
 from bigdiff.config.errors import UsageError
 
 _TAIL: Final = 1 << 16  # bytes that hold the last line
-_CHUNK: Final = 1 << 24  # bytes of lines that are parsed at once
+_CHUNK: Final = 1 << 22  # bytes of lines that are parsed at once
 
 Line = dict[str, Any]
 

@@ -13,7 +13,7 @@ from bigdiff.report import page
 MODEL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "mid_attention": False}
 MODEL |= {"latent_channels": 4, "perceptual_weight": 0, "disc_start": 2, "disc_channels": 8, "disc_layers": 2}
 OPTIM = {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "grad_clip": 0.0}
-KINDS = {"plain": [], "zero3": ["engine.zero_stage=3", "ema.decays=[]"], "frozen": ["model.frozen=[vae.encoder.*]"]}
+KINDS = {"plain": [], "zero3": ["engine.zero_stage=3", "ema.decays=[]", "model.frozen=[vae.encoder.*]"]}
 
 
 def test_any_processes_find_the_same(

@@ -15,6 +15,7 @@ SECTIONS = (
     "Pictures",
     "How good is it",
     "How fast",
+    "As planned?",
     "Events",
     "What it saw",
     "Preflight",
