@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from bigdiff.config.load import dump, load_stage
-from bigdiff.train.report import CHARTS
 
 RESULTS = Path(__file__).parent / "results"
 READINGS, BOUND_SECONDS = 1_000_000, 60
@@ -34,9 +33,9 @@ began = time.perf_counter()
 from pathlib import Path
 from bigdiff.report import page
 html = page.write(Path(sys.argv[1]))
-used = resource.getrusage(resource.RUSAGE_SELF)
-processor, memory = used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6
-print(json.dumps([time.perf_counter() - began, processor, memory, html.stat().st_size]))
+used, status = resource.getrusage(resource.RUSAGE_SELF), Path("/proc/self/status").read_text()
+memory = int(status.partition("VmHWM:")[2].split()[0])  # KiB; ru_maxrss is the parent's, where that has more
+print(json.dumps([time.perf_counter() - began, used.ru_utime + used.ru_stime, memory / 1e6, html.stat().st_size]))
 """
 
 
@@ -57,7 +56,6 @@ def made(run: Path) -> int:
 
 @pytest.mark.bench
 def test_a_million_readings_are_reported_within_a_minute(tmp_path: Path) -> None:
-    assert any("speed/mfu" in tag for tags in CHARTS.values() for tag in tags)  # the tags are those of today
     size = made(tmp_path / "long")
     words = [sys.executable, "-c", SCRIPT, str(tmp_path / "long")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
