@@ -75,7 +75,7 @@ def parsed(text: bytes, where: str, mend: str) -> Line:
     """
     try:
         found = json.loads(text)
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise UsageError(f"{where} is not JSON ({error}): {mend}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{where} is not a JSON object: {mend}")

@@ -83,10 +83,11 @@ def columns_by_line(chunk: bytes, file: Path, before: int) -> Columns:
 def columns_at_once(chunk: bytes) -> Columns | None:
     """The same numbers by pyarrow, on all cores and without an object for each; None for all that is not plain.
 
-    Not plain are what it would refuse or read otherwise than json: names and strings beyond ASCII, null, two
-    objects in a line, none in one.
+    Not plain are what it would refuse or read otherwise than json: names and strings beyond ASCII, null, objects
+    and lists in objects, two objects in a line, none in one.
     """
-    if not chunk.isascii() or b"null" in chunk or chunk.count(b"}\n") != chunk.count(b"\n"):
+    count = chunk.count(b"\n")
+    if not chunk.isascii() or b"null" in chunk or b"[" in chunk or {chunk.count(b"{"), chunk.count(b"}\n")} != {count}:
         return None
     import pyarrow  # 0.4 s, which a short file need not pay
     import pyarrow.json
@@ -96,7 +97,7 @@ def columns_at_once(chunk: bytes) -> Columns | None:
     except pyarrow.ArrowInvalid:
         return None
     numbers = all(pyarrow.types.is_integer(one.type) or pyarrow.types.is_floating(one.type) for one in table.schema)
-    if table.num_rows != chunk.count(b"\n") or not numbers or SEEN not in table.column_names:
+    if table.num_rows != count or not numbers or SEEN not in table.column_names:
         return None
     if table[SEEN].null_count:
         return None

@@ -25,7 +25,7 @@ def test_a_line_that_is_being_written_is_no_line_yet(tmp_path: Path) -> None:
     assert list(readings.lines(tmp_path / "absent")) == []
 
 
-@pytest.mark.parametrize("broken", [b"{\n", b"\n", b"[1]\n", b"\xff\xfe\n", b"\0\0\0\n"])
+@pytest.mark.parametrize("broken", [b"{\n", b"\n", b"[1]\n", b"\xff\xfe\n", b"\0\0\0\n", b"[" * 100_000 + b"\n"])
 def test_a_damaged_line_is_named(tmp_path: Path, broken: bytes) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"a": 1}\n' + broken + b'{"a": 2}\n')

@@ -95,6 +95,7 @@ def test_at_once_and_line_by_line_are_the_same_numbers(tmp_path: Path) -> None:
         b'{"samples_seen": 1, "a": "x"}',
         b'{"samples_seen": 1, "a": true}',
         b'{"samples_seen": 1, "a": {}}',
+        b'{"samples_seen": 1, "a": ' + b"[" * 100_000,
         b'{"samples_seen": 1, "a": 1, "a": 2}',
         '{"samples_seen": 1, "\u00e4": 1}'.encode(),
         b'{"a": 1}',
