@@ -19,9 +19,9 @@ def written(run: Folder) -> Markup:
     file = run.path / RECORD
     found = content(file)
     if not found:
-        return section("As planned?", [note("There is no forecast: the job compares one with the run at its end.")])
+        return section("As planned", [note("There is no forecast: the job compares one with the run at its end.")])
     try:
-        return section("As planned?", _shown(found))
+        return section("As planned", _shown(found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} is not what bigdiff.plan.comparison writes ({error!r}): remove it") from error
 

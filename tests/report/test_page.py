@@ -15,7 +15,7 @@ SECTIONS = (
     "Pictures",
     "How good is it",
     "How fast",
-    "As planned?",
+    "As planned",
     "Events",
     "What it saw",
     "Preflight",
