@@ -45,6 +45,11 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             f"take stage 1 or 2",
         ),
         (
+            stage.engine.zero_stage == 3 and speed.linear != "plain",
+            f"speed.linear={speed.linear} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
+            f"take stage 1 or 2",
+        ),
+        (
             speed.norm == "fused" and not speed.channels_last,
             "speed.norm=fused is computed in channels_last: set speed.channels_last=true",
         ),
@@ -59,6 +64,15 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
         (
             speed.transformer == "fused" and stage.model.unet.cross_attention_dim == 0,
             "speed.transformer=fused has no effect on a UNet without text, which has no transformer blocks",
+        ),
+        (
+            speed.cuda_graphs and speed.compile == "none",
+            "speed.cuda_graphs replays what speed.compile has compiled: set speed.compile, too",
+        ),
+        (
+            speed.cuda_graphs and stage.engine.gradient_checkpointing,
+            "speed.cuda_graphs and engine.gradient_checkpointing, which computes forward passes within the backward "
+            "pass, do not go together: set one of them",
         ),
         *_text_rules(stage),
     ]
@@ -114,7 +128,7 @@ def passes(stage: Stage, processes: int, gpu: bool) -> int:
 
     Raises:
         UsageError: when the batch does not divide over the processes, or stage 0 or 1 would add up in bf16: each sum
-            loses what is below 1/256 of it, and with many passes it ceases to grow.
+            loses what is below 1/256 of it, and with many passes it ceases to grow. Or CUDA graphs would overwrite it.
     """
     steps = accumulation(stage, processes)
     if steps > 1 and stage.engine.zero_stage < 2 and in_bf16(stage, gpu):
@@ -122,5 +136,11 @@ def passes(stage: Stage, processes: int, gpu: bool) -> int:
             f"stage {stage.name}: engine.zero_stage={stage.engine.zero_stage} would add up the gradients of {steps} "
             f"passes in bf16 (batch.total={stage.batch.total} over {processes} processes of "
             f"batch.micro={stage.batch.micro}): use engine.zero_stage=2, which adds them up in fp32"
+        )
+    if steps > 1 and stage.engine.zero_stage < 2 and stage.speed.cuda_graphs:
+        raise UsageError(
+            f"stage {stage.name}: engine.zero_stage={stage.engine.zero_stage} keeps the gradients of a pass where "
+            f"speed.cuda_graphs writes the next one's, and there are {steps} passes (batch.total={stage.batch.total} "
+            f"over {processes} processes of batch.micro={stage.batch.micro}): use engine.zero_stage=2"
         )
     return steps

@@ -1,4 +1,7 @@
-"""How a stage's network is computed, and not what: no setting here may change a result beyond rounding."""
+"""How a stage's network is computed, and not what: no setting here may change a result beyond rounding.
+
+One rounds coarsely: `linear`, an experiment.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +33,10 @@ class Speed:
     # takes longer to compile and leaves more to fuse. Costs minutes at the start for each shape, and a comparison with
     # the plain network; where that fails, the run says so and trains uncompiled
     compile: Literal["none", "blocks", "whole"] = "none"
+    # with `compile`: what it has compiled is captured as CUDA graphs, which one call of the host replays. Pays where
+    # the host is slower than the GPU, as with few images a pass; keeps the memory of each shape for itself. Where it
+    # fails or gives other gradients, the run says so and trains compiled, without graphs
+    cuda_graphs: bool = False
     # cuDNN tries its convolutions on each new shape and keeps the fastest. Costs seconds a shape; which one is kept may
     # differ from start to start, and with it the rounding, so that a resume is no longer bit for bit
     cudnn_benchmark: bool = False
@@ -37,3 +44,7 @@ class Speed:
     # computed once; all: the dropped ones, too, as empty ones; compiled: all, in one shape, by torch.compile, which is
     # tried before the first step; where its states differ, the run says so and takes kept
     text_encoder: Literal["kept", "all", "compiled"] = "kept"
+    # An experiment that changes results: products of the transformer blocks' linear layers from fp8 operands, which are
+    # 4 % and more off. fp8: all of them; fp8_wide: those alone whose casts cost less than their products gain, by
+    # FLOPs and bytes. A device on which they do not run, or are further off, keeps plain, and the run says so
+    linear: Literal["plain", "fp8", "fp8_wide"] = "plain"

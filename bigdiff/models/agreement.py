@@ -32,6 +32,13 @@ class Sample:
     target: torch.Tensor  # fp32 [B, C, h, w]
 
 
+def reversed_rows(sample: Sample) -> Sample:
+    """The last one first: another input, with the same loss and the same gradients."""
+    text = None if sample.text is None else sample.text.flip(0)
+    noisy = torch.empty_like(sample.noisy).copy_(sample.noisy.flip(0))  # laid out in memory as it was
+    return Sample(noisy=noisy, timesteps=sample.timesteps.flip(0), text=text, target=sample.target.flip(0))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
     """What a forward and backward pass gives."""
@@ -128,6 +135,13 @@ def distances(found: Pass, exact: Pass) -> dict[str, float]:
         / max(norms[name], FLOOR * usual * math.sqrt(one.numel()))
         for name, one in exact.gradients.items()
     }
+
+
+def apart(found: Pass, exact: Pass) -> float:
+    """L2 distance of all gradients together from the exact ones, relative to those."""
+    both = [(found.gradients[name].to(one) - one, one) for name, one in exact.gradients.items()]
+    error, norm = (math.hypot(*(float(pair[which].norm()) for pair in both)) for which in (0, 1))
+    return error / norm
 
 
 def _inputs(denoiser: Denoiser, sample: Sample) -> tuple[torch.Tensor, ...]:

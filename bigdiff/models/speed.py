@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigdiff.config.speed import Speed
-from bigdiff.models import agreement, geglu, layer_norm, layout, norm
+from bigdiff.models import agreement, geglu, layer_norm, layout, linear, norm
 from bigdiff.models.agreement import Sample
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.denoiser import Denoiser
@@ -33,11 +33,14 @@ KERNELS: Final = {
 BLOCKS: Final = (ResnetBlock2D, Transformer2DModel, Attention)  # of speed.compile=blocks, none within another
 SHAPES: Final = 4096  # versions of one function that may be compiled: one for each kind of block and bucket
 BACKEND = "inductor"
+# of torch.compile's mode "reduce-overhead", but that what cannot be captured is an error and not left out silently
+GRAPHS: Final = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
+REPLAYED: Final = 3  # calls until a graph is replayed: the first one warms up, the second one is captured
 _MISSING: Final = ("No available kernel", "No viable backend")  # how torch's messages begin, on CUDA and on a CPU
 
 
 def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: World) -> list[str]:
-    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective with compile, fused.
+    """Put the switches on; gives a sentence for each that could not be, or not wholly. Collective.
 
     `samples` are on the network's device, one of each shape that will come: a compiled UNet is tried on all of them.
     """
@@ -50,10 +53,12 @@ def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: Wo
         said.append(norm.fuse(denoiser.unet, world))
     if speed.transformer == "fused":
         said += [geglu.fuse(denoiser.unet, world), layer_norm.fuse(denoiser.unet, world)]
+    if speed.linear != "plain":
+        said.append(linear.narrow(denoiser.unet, speed.linear, world))
     if speed.cudnn_benchmark:
         said.append(benchmark(world.device))
     if speed.compile != "none":
-        said.append(compiled(denoiser, speed.compile, samples, world, BACKEND))
+        said += _compiled(denoiser, speed, list(samples), world)
     return [line for line in said if line]
 
 
@@ -64,6 +69,7 @@ def reset(unet: AnyUNet) -> None:
     norm.release(unet)
     geglu.release(unet)
     layer_norm.release(unet)
+    linear.release(unet)
     for layer in attentions(unet):
         if isinstance(layer.processor, Through):
             layer.set_processor(layer.processor.plain)
@@ -141,38 +147,66 @@ def benchmark(device: torch.device) -> str:
     return ""
 
 
+def _compiled(denoiser: Denoiser, speed: Speed, samples: list[Sample], world: World) -> list[str]:
+    """With CUDA graphs if they are asked for and right; else without; sentences as `apply`'s."""
+    said = []
+    if speed.cuda_graphs and world.device.type != "cuda":
+        said = [f"speed.cuda_graphs has no effect on {world.device.type}, which has none"]
+    elif speed.cuda_graphs:
+        said = [compiled(denoiser, speed.compile, samples, world, BACKEND, graphs=True)]
+        if said == [""]:
+            return []
+    return [*said, compiled(denoiser, speed.compile, samples, world, BACKEND)]
+
+
 def compiled(
-    denoiser: Denoiser, how: str, samples: Iterable[Sample], world: World, backend: str | Callable[..., Any]
+    denoiser: Denoiser,
+    how: str,
+    samples: Iterable[Sample],
+    world: World,
+    backend: str | Callable[..., Any],
+    *,
+    graphs: bool = False,
 ) -> str:
     """Compile the UNet where that gives its plain gradients on all ranks; else leave it plain and say why; collective.
 
     A run that does not compile is slower by a part. One that refused would lose nodes for which it waited in a queue.
     """
-    compile_unet(denoiser.unet, how, backend)
-    told = world.gather(_tried(denoiser, samples))
+    compile_unet(denoiser.unet, how, backend, graphs)
+    told = world.gather(_tried(denoiser, samples, graphs))
     rank = next((number for number, reason in enumerate(told) if reason), None)
     if rank is None:
         return ""
     uncompile(denoiser.unet)
     where = f" on rank {rank}" if world.size > 1 else ""
+    if graphs:
+        torch.compiler.reset()  # with the memory of what was captured
+        return f"speed.cuda_graphs is left out{where}: {told[rank]}"
     return f"speed.compile={how} is left out, and the UNet trains uncompiled{where}: {told[rank]}"
 
 
-def _tried(denoiser: Denoiser, samples: Iterable[Sample]) -> str:
-    """What is wrong with the compiled UNet, or ""; compiles it for each sample's shape."""
+def _tried(denoiser: Denoiser, samples: Iterable[Sample], graphs: bool) -> str:
+    """What is wrong with the compiled UNet, or ""; compiles it for each sample's shape, and captures it."""
     for sample in samples:
         with uncompiled(denoiser.unet):
             known = agreement.known(denoiser, sample)
-        try:
-            wrong = known.differs(agreement.gradients(denoiser, sample))
-        except TorchDynamoException as error:  # of tracing, of lowering and of the compilers behind it
-            wrong = f"it cannot be compiled ({beginning(error)})"
-        if wrong:
-            return wrong
+        for number in range(REPLAYED if graphs else 1):
+            # a graph that has not taken its inputs over computes with those before it: the same samples, turned round
+            given = agreement.reversed_rows(sample) if number % 2 else sample
+            try:
+                wrong = known.differs(agreement.gradients(denoiser, given))
+            except TorchDynamoException as error:  # of tracing, of lowering and of the compilers behind it
+                wrong = f"it cannot be compiled ({beginning(error)})"
+            except RuntimeError as error:  # of capturing and replaying
+                if not graphs:
+                    raise
+                wrong = f"it cannot be captured ({beginning(error)})"
+            if wrong:
+                return wrong
     return ""
 
 
-def compile_unet(unet: AnyUNet, how: str, backend: str | Callable[..., Any]) -> None:
+def compile_unet(unet: AnyUNet, how: str, backend: str | Callable[..., Any], graphs: bool = False) -> None:
     """Have the UNet compiled when it is next called, in place: no name in its state changes.
 
     Graphs must be whole: a break in one would make the rest slow without a word. Shapes are static, as a step's are.
@@ -180,7 +214,7 @@ def compile_unet(unet: AnyUNet, how: str, backend: str | Callable[..., Any]) -> 
     # process-wide, and nothing else here compiles; more versions than this are an error, because graphs must be whole
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES
     for region in [unet] if how == "whole" else blocks(unet):
-        region.compile(fullgraph=True, dynamic=False, backend=backend)
+        region.compile(fullgraph=True, dynamic=False, backend=backend, options=GRAPHS if graphs else None)
 
 
 def uncompile(unet: AnyUNet) -> None:

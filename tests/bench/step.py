@@ -6,7 +6,8 @@
 All are in one process and take turns: one engine of bigdiff, whose switches are thrown between its turns, and the
 script's networks beside it, 16 bytes a weight (leave it out of --variants for the largest batches). Weights are random,
 latents are noise that bigdiff reads from its own set on disk. Each switch's gradients are first held against the plain
-network's. --quick checks all of this but the rates.
+network's; fp8's distance is told. A graph keeps its memory: of peaks beside one believe that of a variant alone.
+--quick checks all of this but the rates.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import torch
 from stepping import made, table
 from stepping.kernels import UPDATE, profiled
 from stepping.script import Script
+from stepping.variants import OFF, QUICK, SCRIPT, VARIANTS
 from torch.profiler import record_function
 
 from bigdiff.config.load import load_stage
@@ -44,36 +46,6 @@ from bigdiff.train import incidents, loop, networks, trial
 from bigdiff.train.inputs import Encoded
 from bigdiff.train.run import Run
 from bigdiff.train.setup import building
-
-SCRIPT = "diffusers script"
-ALONE = ["engine.channels_last=false"]
-OFF = [*ALONE, "speed.text_encoder=all"]
-VARIANTS = {
-    SCRIPT: [],
-    "off": OFF,
-    "default": [],  # engine.channels_last, of the input alone, and no dropped caption encoded
-    "channels_last": ["speed={channels_last: true, text_encoder: all}"],
-    "norm": ["speed={channels_last: true, norm: fused, text_encoder: all}"],
-    "transformer": [*OFF, "speed.transformer=fused"],
-    "flash": [*OFF, "speed.attention=flash"],
-    "efficient": [*OFF, "speed.attention=efficient"],
-    "cudnn": [*OFF, "speed.attention=cudnn"],
-    "math": [*OFF, "speed.attention=math"],
-    "cudnn_benchmark": [*OFF, "speed.cudnn_benchmark=true"],
-    "blocks": [*OFF, "speed.compile=blocks"],
-    "whole": [*OFF, "speed.compile=whole"],
-    "text kept": ALONE,
-    "text compiled": [*ALONE, "speed.text_encoder=compiled"],
-    "checkpointing": [*OFF, "engine.gradient_checkpointing=true"],
-    "all, blocks": ["speed={compile: blocks, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
-    "all, whole": ["speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
-    "all, whole, cudnn": [
-        "speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled, attention: cudnn}"
-    ],
-}
-QUICK = [
-    SCRIPT, "off", "channels_last", "norm", "transformer", "math", "cudnn", "text kept", "checkpointing", "all, blocks",
-]  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -187,7 +159,11 @@ def compare(options: argparse.Namespace, pixels: int, micro: int, world: World) 
         for name in [name for name in names if name != SCRIPT]:  # before any step moves the weights
             began = time.perf_counter()
             rows[name].said = ours.switch(VARIANTS[name], [sample])
-            rows[name].agrees = known.differs(agreement.gradients(ours.denoiser, sample))
+            found = agreement.gradients(ours.denoiser, sample)
+            if ours.run.task.stage.speed.linear == "plain":
+                rows[name].agrees = known.differs(found)
+            else:  # which does not claim to agree
+                rows[name].said.append(f"its gradients are {agreement.apart(found, known.exact):.1%} off in all")
             rows[name].start = time.perf_counter() - began
             print(f"  {name}: on after {rows[name].start:.1f} s", flush=True)
         for _ in range(options.rounds):
@@ -337,7 +313,7 @@ def main() -> int:
         (options.results / f"{today}-step.txt").write_text(text)
         (options.results / f"{today}-step.json").write_text(json.dumps(result, indent=1) + "\n")
     lacking = table.lacks(result)
-    print("\n".join(lacking) if lacking else "complete: all variants took their turns and agree in every gradient")
+    print("\n".join(lacking) if lacking else "complete: all took their turns, and all but fp8 agree in every gradient")
     return 1 if lacking else 0
 
 

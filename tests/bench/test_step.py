@@ -40,6 +40,7 @@ def test_all_variants_take_turns_and_agree(tmp_path: Path) -> None:
     assert text.read_text() in done.stdout
     told = [line for line in text.read_text().splitlines() if "torch has no such kernel" in line]
     assert len(told) == 1 and told[0].startswith("cudnn: ")
+    assert any(line.startswith("fp8: its gradients are ") for line in text.read_text().splitlines())
 
 
 def test_a_result_that_lacks_something_is_told(stepping: Any) -> None:

@@ -36,6 +36,12 @@ def load(folder: Path, *settings: str) -> Stage:
         (["optim.grad_clip=-1"], "grad_clip=-1.0 must not be negative"),
         (["speed.compile=blocks", "engine.zero_stage=3"], "speed.compile=blocks needs whole weights"),
         (["speed={norm: fused, channels_last: true}", "engine.zero_stage=3"], "speed.norm=fused needs whole weights"),
+        (["speed.linear=fp8_wide", "engine.zero_stage=3"], "speed.linear=fp8_wide needs whole weights"),
+        (
+            ["speed.cuda_graphs=true"],
+            "speed.cuda_graphs replays what speed.compile has compiled: set speed.compile, too",
+        ),
+        (["speed={compile: whole, cuda_graphs: true}", "engine.gradient_checkpointing=true"], "do not go together"),
         (["speed.norm=fused"], "speed.norm=fused is computed in channels_last: set speed.channels_last=true"),
         (["speed={norm: fused, channels_last: true, compile: whole}"], "fuse the same operations: set one of them"),
         (
@@ -107,3 +113,16 @@ def test_gradients_are_not_added_up_in_bf16(tmp_path: Path, zero_stage: int) -> 
             passes(stage, 2, gpu=True)
     with pytest.raises(UsageError, match="does not divide"):
         passes(stage, 3, gpu=True)
+
+
+def test_graphs_that_would_overwrite_what_is_added_up_are_refused(tmp_path: Path) -> None:
+    for zero_stage in (0, 1, 2):
+        stage = load(tmp_path, f"engine.zero_stage={zero_stage}", "speed={compile: whole, cuda_graphs: true}")
+        assert passes(stage, 4, gpu=False) == 1
+        if zero_stage == 2:
+            assert passes(stage, 2, gpu=False) == 2
+        else:
+            with pytest.raises(
+                UsageError, match=f"zero_stage={zero_stage} keeps the gradients .* 2 passes .*engine.zero_stage=2"
+            ):
+                passes(stage, 2, gpu=False)

@@ -47,6 +47,15 @@ def sample(text: bool = True) -> Sample:
 
 
 @pytest.mark.parametrize("text", [True, False])
+def test_reversed_rows_are_another_input_with_the_same_gradients(text: bool) -> None:
+    network, given = denoiser(text), sample(text)
+    given = replace(given, noisy=given.noisy.contiguous(memory_format=torch.channels_last))
+    turned = agreement.reversed_rows(given)
+    assert not torch.equal(turned.noisy, given.noisy) and turned.noisy.stride() == given.noisy.stride()
+    assert agreement.known(network, given).differs(agreement.gradients(network, turned)) == ""
+
+
+@pytest.mark.parametrize("text", [True, False])
 def test_exact_gradients_are_those_of_a_whole_batch_in_double_precision(text: bool) -> None:
     network, given = denoiser(text), sample(text)
     found = agreement.exact(network, given)
@@ -70,6 +79,14 @@ def test_the_plain_network_agrees_with_itself_and_is_as_near_as_its_type_allows(
     errors = agreement.distances(known.plain, known.exact)
     assert max(errors.values()) < (1e-5 if kind == torch.float32 else 0.5)
     assert min(errors.values()) > 0  # two types were really compared
+
+
+def test_the_distance_of_all_gradients_together_is_that_of_one_long_vector() -> None:
+    network, given = denoiser().to(torch.bfloat16), sample()
+    exact, found = agreement.exact(network, given), agreement.gradients(network, given)
+    one, other = (torch.cat([each.flatten().double() for each in way.gradients.values()]) for way in (found, exact))
+    assert agreement.apart(found, exact) == pytest.approx(float((one - other).norm() / other.norm()), rel=1e-5)
+    assert agreement.apart(exact, exact) == 0
 
 
 def test_no_input_is_rounded_against_the_plain_network() -> None:

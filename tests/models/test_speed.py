@@ -60,6 +60,14 @@ def sample(side: int = 8) -> Sample:
     return Sample(noisy=laid, timesteps=torch.tensor([3, 900]), text=text, target=target)
 
 
+def textless() -> tuple[Denoiser, Sample]:
+    """The smallest: inductor takes seconds of g++ for each block."""
+    sizes = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channels": (8,), "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "attention_head_dim": 2}
+    network = Denoiser(UNet2DModel(layers_per_block=1, **sizes, **kinds), None, False)
+    return network, replace(sample(), text=None)
+
+
 class Called(TorchDispatchMode):
     """Counts torch's operators by name."""
 
@@ -172,10 +180,7 @@ def test_equal_blocks_are_compiled_once_and_each_shape_before_the_first_step(wor
 def test_inductor_itself_is_compared_in_every_gradient(world: World) -> None:
     """On this machine it may be right or wrong; what counts is that the run then has the plain network's gradients."""
     torch.compiler.reset()
-    sizes = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channels": (8,), "norm_num_groups": 4}
-    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "attention_head_dim": 2}
-    network = Denoiser(UNet2DModel(layers_per_block=1, **sizes, **kinds), None, False)  # seconds of g++ for each block
-    given = replace(sample(), text=None)
+    network, given = textless()
     known = agreement.known(network, given)
     said = speed.apply(network, Speed(compile="blocks"), [given], world)
     assert any(module._compiled_call_impl for module in network.modules()) is (not said)
@@ -245,6 +250,66 @@ def test_without_their_kernels_transformer_blocks_stay_as_they_are(world: World)
     assert second.startswith("speed.transformer=fused is left out for LayerNorm: on cpu it does not run (")
     after = agreement.gradients(network, sample())
     assert all(torch.equal(after.gradients[name], one) for name, one in plain.gradients.items())
+
+
+def test_the_options_of_graphs_are_known_to_inductor() -> None:
+    speed.compile_unet(denoiser().unet, "whole", "inductor", graphs=True)  # of an unknown one torch says so here
+    assert torch._inductor.list_mode_options("reduce-overhead").items() <= speed.GRAPHS.items()
+
+
+def test_without_cuda_graphs_are_told_to_have_no_effect(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(speed, "BACKEND", uncapturable)
+    network, given = textless()
+    (line,) = speed.apply(network, Speed(compile="blocks", cuda_graphs=True), [given], world)
+    assert line == "speed.cuda_graphs has no effect on cpu, which has none"
+    assert any(module._compiled_call_impl for module in network.modules())
+
+
+def stale(graph: torch.fx.GraphModule, _: Sequence[torch.Tensor], options: Any = None) -> Callable[..., Any]:
+    """With graphs the first call's outputs for ever, as of a graph into which no input is copied."""
+    kept: list[Any] = []
+
+    def run(*inputs: Any) -> Any:
+        if not options or not kept:
+            kept[:] = [graph.forward(*inputs)]
+        return kept[0]
+
+    return run
+
+
+def uncapturable(graph: torch.fx.GraphModule, _: Sequence[torch.Tensor], options: Any = None) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
+        if options:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return graph.forward(*inputs)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [(stale, "its loss is "), (uncapturable, "it cannot be captured (operation not permitted when stream is")],
+)
+def test_graphs_that_are_wrong_leave_the_network_compiled_without_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Any], reason: str
+) -> None:
+    torch.compiler.reset()
+    (network, given), device = textless(), torch.device("cuda")
+    monkeypatch.setattr(speed, "BACKEND", backend)
+    known = agreement.known(network, given)
+    said = speed._compiled(network, Speed(compile="blocks", cuda_graphs=True), [given], Named(world, device))
+    assert len(said) == 2 and said[1] == ""
+    assert said[0].startswith(f"speed.cuda_graphs is left out: {reason}")
+    assert any(module._compiled_call_impl for module in network.modules())
+    assert known.differs(agreement.gradients(network, given)) == ""
+
+
+class Named:
+    """This world, with a device that only its name says."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self.size, self.gather, self.device = world.size, world.gather, device
 
 
 RANKS = """

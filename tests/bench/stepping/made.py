@@ -23,7 +23,7 @@ SHARD = 512  # samples
 # Without the library's own beginning, which another stage of the same file gives
 SMALL = [
     "resolution=64",
-    "model.unet.block_out_channels=[8]",
+    "model.unet.block_out_channels=[16]",
     "model.unet.layers_per_block=1",
     "model.unet.down_block_types=[CrossAttnDownBlock2D]",
     "model.unet.up_block_types=[CrossAttnUpBlock2D]",
