@@ -24,7 +24,7 @@ help:
 	@echo "make quickstart   the whole job on an embedded dataset: image URLs in, a trained pipeline out"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types, imports, structure"
-	@echo "make bench        measurements, some twenty minutes, into tests/bench/results/"
+	@echo "make bench        measurements, some forty minutes, into tests/bench/results/"
 	@echo "make setup        the virtual environment alone (the others do it when needed)"
 	@echo "make clean        deletes caches and build folders; .venv and runs/ stay (rm -rf them yourself)"
 
