@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import torch
 from tqdm import tqdm
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data import manifest, pixels
 from bigdiff.data.manifest import Manifest, Shard
-from bigdiff.prep.encode_workers import WORK, Plan, one_thread, run
-from bigdiff.prep.encoder import Encoder, empty, load, refuse_buckets, stored_as
+from bigdiff.prep.encode_workers import WORK, Plan, on_devices, one_thread, run
+from bigdiff.prep.encoder import CANARY, Encoder, load, processes, refuse_buckets, rounding, stored_as
 from bigdiff.prep.encoder import encode as pictures
 from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.latent_shard import Record, batches, places, read_table
+from bigdiff.prep.latent_text import empty
 from bigdiff.runtime.files import remove_leftovers, write_bytes, write_json
+from bigdiff.runtime.workers import Workers
 
 SETTINGS: Final = "settings.json"
 EMPTY: Final = "empty.safetensors"  # tokens and states of the caption "", beside stored states
@@ -41,14 +44,12 @@ def encode(images: Path, output: Path, settings: Settings) -> Manifest:
     if (output / manifest.NAME).is_file():
         shutil.rmtree(output / WORK, ignore_errors=True)  # a kill between the two last steps leaves it
         return manifest.read(output, "latents")
-    if encoder.mean_only and plan.todo:
+    if (encoder.mean_only or encoder.half) and plan.todo:
         _try_first(plan, encoder)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     write_json(output / WORK / SETTINGS, plan.recorded)
-    done = sum(record.samples for record in plan.finished.values())
-    with tqdm(total=plan.source.samples, initial=done, unit=" images", desc=output.name, smoothing=0.05) as bar:
-        records = plan.finished | run(plan, encoder, settings.workers, lambda count: _advance(bar, count))
+    records = plan.finished | _encoded(plan, encoder, settings)
     made = _made(plan, [records[shard.name] for shard in plan.source.shards])
     if encoder.text_encoder is not None:
         with one_thread(encoder.device):
@@ -56,6 +57,16 @@ def encode(images: Path, output: Path, settings: Settings) -> Manifest:
     manifest.write(output, made)
     shutil.rmtree(output / WORK)
     return made
+
+
+def _encoded(plan: Plan, encoder: Encoder, settings: Settings) -> dict[str, Record]:
+    """The records of what was left to do: on all GPUs, or as `run` does."""
+    if encoder.device.type == "cuda" and torch.cuda.device_count() > 1 and len(plan.todo) > 1:
+        with Workers(1).on_devices() as devices:
+            return on_devices(plan, replace(settings, workers=encoder.threads), devices)
+    done = sum(record.samples for record in plan.finished.values())
+    with tqdm(total=plan.source.samples, initial=done, unit=" images", desc=plan.output.name, smoothing=0.05) as bar:
+        return run(plan, encoder, processes(settings), lambda count: _advance(bar, count))
 
 
 def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) -> Plan:
@@ -76,6 +87,8 @@ def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) ->
         "vae": settings.vae,
         "tokenizer": settings.tokenizer,
     } | ({"text_encoder": settings.text_encoder} if settings.text_encoder else {})
+    if encoder.half is not None:
+        lineage["precision"] = settings.precision
     recorded = {"contract": stored_as(encoder, source.buckets).lines(), "lineage": lineage}
     earlier = _earlier(output)
     if earlier is not None:
@@ -105,13 +118,15 @@ def _refuse_no_room(encoder: Encoder, images: Path, table: pa.Table) -> None:
 
 
 def _try_first(plan: Plan, encoder: Encoder) -> None:
-    """Encode the first batch that is left, so that a posterior too wide for its mean is refused before all else."""
+    """Encode the first batch that is left: a posterior that does not bear these settings is refused before all else."""
     shard = plan.todo[0]
     stem = plan.images / shard.name
     sources = places(read_table(Path(f"{stem}{plan.source.index}")))[: encoder.batch]
     chosen = replace(encoder, bucket=shard.bucket)
     with one_thread(encoder.device), contextlib.closing(batches(Path(f"{stem}.tar"), sources, chosen)) as first:
-        pictures(chosen, next(first).shown, [key for key, _, _ in sources])
+        shown, keys = next(first).shown, [key for key, _, _ in sources]
+        rounding(chosen, shown[:CANARY], keys)
+        pictures(chosen, shown, keys)
 
 
 def _made(plan: Plan, records: list[Record]) -> Manifest:
@@ -136,6 +151,8 @@ def _made(plan: Plan, records: list[Record]) -> Manifest:
     }
     if contract.get("crops", 1) > 1:
         figures["cropped"] = sum(one.cropped for one in records)
+    if "precision" in plan.recorded["lineage"]:
+        figures["rounding"] = [one.rounding for one in records]
     if contract["stored"] == "mean":
         figures["posterior_spread"] = [one.spread for one in records]
     return Manifest(kind="latents", shards=shards, contract=contract, lineage=plan.recorded["lineage"] | figures)
@@ -160,8 +177,10 @@ def _refuse_other(output: Path, earlier: dict[str, Any], recorded: dict[str, Any
     gone = dict.fromkeys(earlier["contract"].keys() - recorded["contract"].keys())  # options that are now left out
     wrong = manifest.differences(earlier["contract"], gone | recorded["contract"])
     # where the networks lay is for the reader; their checksums are what counts
-    needed = {key: recorded["lineage"][key] for key in ("images", "batch")}
-    wrong += manifest.differences(earlier["lineage"], needed)
+    needed = {"precision": "fp32"} | {
+        key: value for key, value in recorded["lineage"].items() if key in ("images", "batch", "precision")
+    }
+    wrong += manifest.differences({"precision": "fp32"} | earlier["lineage"], needed)
     if wrong:
         raise UsageError(
             f"{output} was made with other settings: {'; '.join(wrong)}. Choose another folder or delete it"

@@ -1,4 +1,4 @@
-"""Who encodes the shards that are left: this process, or on CPU several of one thread each.
+"""Who encodes the shards that are left: this process, a process for each GPU, or on CPU several of one thread each.
 
 Two cores run two processes of one thread more steadily than one process of two.
 """
@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +18,11 @@ import torch
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data.manifest import Manifest, Shard
-from bigdiff.prep.encoder import Encoder
+from bigdiff.prep.encoder import Encoder, load
+from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.latent_shard import Record, write_shard
 from bigdiff.runtime.files import write_json
+from bigdiff.runtime.workers import Spread
 
 WORK: Final = "_work"
 
@@ -38,6 +41,51 @@ class Plan:
     def todo(self) -> tuple[Shard, ...]:
         """Image shards without a finished latent shard."""
         return tuple(shard for shard in self.source.shards if shard.name not in self.finished)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One shard for another process: it loads the networks itself, once."""
+
+    images: Path
+    output: Path
+    name: str
+    bucket: str
+    ending: str  # of the image shards' indexes
+    settings: Settings
+
+
+def on_devices(plan: Plan, settings: Settings, devices: Spread) -> dict[str, Record]:
+    """Encode the shards that are left, a process on each of the `devices`, which begins the next when it has done one.
+
+    Raises:
+        UsageError: as `write_shard`, or when a process cannot load the networks.
+        RunError: as `write_shard`, or when a process was killed.
+    """
+    tasks = [
+        Task(
+            images=plan.images,
+            output=plan.output,
+            name=shard.name,
+            bucket=shard.bucket,
+            ending=plan.source.index,
+            settings=settings,
+        )
+        for shard in plan.todo
+    ]
+    return {record.name: record for record in devices.each(encode_one, tasks, plan.output.name)}
+
+
+def encode_one(task: Task) -> Record:
+    """One shard, on this process's device."""
+    encoder = replace(_loaded(task.settings), bucket=task.bucket)
+    with one_thread(encoder.device):
+        return _written(task.images, task.output, task.name, encoder, lambda _: None, task.ending)
+
+
+@cache
+def _loaded(settings: Settings) -> Encoder:
+    return load(settings)
 
 
 def run(plan: Plan, encoder: Encoder, workers: int, advance: Callable[[int], None]) -> dict[str, Record]:
@@ -63,8 +111,15 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 def _one(plan: Plan, encoder: Encoder, name: str, advance: Callable[[int], None]) -> Record:
     bucket = next(shard.bucket for shard in plan.source.shards if shard.name == name)
-    record = write_shard(plan.images, plan.output, name, replace(encoder, bucket=bucket), advance, plan.source.index)
-    write_json(plan.output / WORK / f"{name}.json", asdict(record))
+    chosen = replace(encoder, bucket=bucket)
+    return _written(plan.images, plan.output, name, chosen, advance, plan.source.index)
+
+
+def _written(
+    images: Path, output: Path, name: str, encoder: Encoder, advance: Callable[[int], None], ending: str
+) -> Record:
+    record = write_shard(images, output, name, encoder, advance, ending)
+    write_json(output / WORK / f"{name}.json", asdict(record))
     return record
 
 

@@ -1,6 +1,7 @@
 """From pixels and captions to what a latent set stores: the networks, what goes in, what comes out, and its checks."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -27,13 +27,18 @@ from bigdiff.models.components import (
     tokenizer_sha256,
     weights_sha256,
 )
-from bigdiff.models.encoders import LOG_VARIANCE, decode, moments, text_states
-from bigdiff.prep.latent_settings import Settings
+from bigdiff.models.encoders import LOG_VARIANCE, decode, moments
+from bigdiff.models.exact import exact
+from bigdiff.models.halving import halved, moved, name_of
+from bigdiff.models.transfer import Results, there
+from bigdiff.prep.latent_settings import Settings, beside
 
 Half = npt.NDArray[np.float16]
 CANARY: Final = 8  # pictures of a shard that are decoded again: each costs two encoded ones
 # of the latents' standard deviation: a posterior that is narrower adds less than 1e-4 to their variance
 NARROW: Final = 0.01
+# elements of the widest activation on a GPU: 32 pictures of 512 px, 8.6 GB for four of them in half precision
+WIDEST: Final = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,15 @@ class Encoder:
     mean_only: bool = False  # the posterior's mean is stored without its log-variance
     crops: int = 1  # boxes of each picture that are stored, the centre among them
     bucket: str = ""  # "WIDTHxHEIGHT" of the shard in hand, where the set has buckets
+    half: AutoencoderKL | None = None  # the encoder in half precision, which computes the moments in place of `vae`
+
+    @property
+    def at_once(self) -> int:
+        """Pictures of one forward pass: the batch, or on a GPU an even part of it whose activations fit."""
+        if self.device.type == "cpu":
+            return self.batch
+        widest = int(self.vae.config["block_out_channels"][0]) * self.frame.width * self.frame.height
+        return -(-self.batch // -(-self.batch * widest // WIDEST))
 
     @property
     def frame(self) -> Frame:
@@ -75,6 +89,14 @@ class Encoder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """A batch that the device still computes."""
+
+    stored: Results  # the posterior's spread, whether each is finite [N, B], and N parts of what is stored
+    boxes: int  # of each picture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """A batch as it is stored."""
 
@@ -91,8 +113,8 @@ def load(settings: Settings) -> Encoder:
         UsageError: when one is absent, or they and the resolution do not fit.
     """
     for key in ("text_length", "batch", "workers"):
-        if getattr(settings, key) <= 0:
-            raise UsageError(f"{key}={getattr(settings, key)} must be positive")
+        if (value := getattr(settings, key)) is not None and value <= 0:
+            raise UsageError(f"{key}={value} must be positive")
     if settings.resolution < 0:
         raise UsageError(f"resolution={settings.resolution} must be positive")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,13 +130,20 @@ def load(settings: Settings) -> Encoder:
         resolution=settings.resolution,
         batch=settings.batch,
         device=device,
-        threads=settings.workers if device.type == "cuda" else 1,
+        threads=processes(settings) if device.type == "cuda" else 1,
         least_psnr=settings.least_psnr,
         text_encoder=_text_encoder(settings, device),
         mirrored=settings.mirrored,
         mean_only=settings.mean_only,
         crops=settings.crops,
+        half=halved(vae, settings.precision),
     )
+
+
+def processes(settings: Settings) -> int:
+    """`settings.workers`, or what this machine suggests."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.workers or beside(cores, torch.cuda.device_count())
 
 
 def _text_encoder(settings: Settings, device: torch.device) -> CLIPTextModel | None:
@@ -187,7 +216,6 @@ def stored_as(encoder: Encoder, buckets: Sequence[str] = ()) -> LatentContract:
     )
 
 
-@torch.inference_mode()
 def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str], others: Sequence[torch.Tensor] = ()) -> Encoded:
     """What is stored of uint8 pixels [B, H, W, 3], and of the `others`: the same pictures in their other boxes.
 
@@ -195,69 +223,80 @@ def encode(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str], others: S
         RunError: naming the first sample whose moments float16 cannot hold.
         UsageError: when the mean alone is to be stored, and the posterior is too wide for that.
     """
-    found = moments(encoder.vae, normalised(shown, encoder.device))
-    spread = posterior_spread(found) if encoder.mean_only else 0.0
-    if spread > NARROW:
-        raise UsageError(
-            f"--mean-only would lose something: the posterior's standard deviation is {spread:.2g} of the latents' on "
-            f"the pictures from {keys[0]} on, more than {NARROW:g}: encode without it"
-        )
-    boxes = [others, [one.flip(2) for one in others]] if encoder.mirrored else [others]
-    return Encoded(
-        moments=_half(encoder, found, keys),
-        mirrored=_plain(encoder, shown.flip(2), keys) if encoder.mirrored else None,
-        spread=spread,
-        crops=tuple(np.stack([_plain(encoder, one, keys) for one in part], axis=1) for part in boxes if part),
-    )
-
-
-def _plain(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> Half:
-    return _half(encoder, moments(encoder.vae, normalised(shown, encoder.device)), keys)
-
-
-def posterior_spread(found: torch.Tensor) -> float:
-    """Root mean square of the posterior's standard deviation over the standard deviation of the means."""
-    mean, log_variance = found.float().chunk(2, dim=1)
-    within = log_variance.clamp(*LOG_VARIANCE).exp().mean()
-    return float((within / mean.var().clamp_min(1e-12)).sqrt())
-
-
-def _half(encoder: Encoder, found: torch.Tensor, keys: Sequence[str]) -> Half:
-    stored = (found.chunk(2, dim=1)[0] if encoder.mean_only else found).half()
-    finite = stored.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        key = keys[int((~finite).nonzero()[0])]
-        raise RunError(f"the autoencoder gives sample {key} moments beyond float16's range: choose another autoencoder")
-    result: Half = stored.cpu().contiguous().numpy()
-    return result
+    return finish(encoder, start(encoder, shown, others), keys)
 
 
 @torch.inference_mode()
-def states(encoder: Encoder, tokens: npt.NDArray[np.uint16]) -> Half | None:
-    """The text encoder's states float16 [B, L, D] of token ids [B, L], as the trainer would compute them in float32.
+def start(encoder: Encoder, shown: torch.Tensor, others: Sequence[torch.Tensor] = ()) -> Started:
+    """Begin to compute what `encode` gives; on a GPU nothing is waited for."""
+    seen = [there(one, encoder.device) for one in (shown, *others)]
+    first = _moments(encoder, seen[0])
+    spread = posterior_spread(first) if encoder.mean_only else torch.zeros(())
+    found = [first]
+    found += [_moments(encoder, seen[0].flip(2))] if encoder.mirrored else []
+    found += [_moments(encoder, one) for one in seen[1:]]
+    found += [_moments(encoder, one.flip(2)) for one in seen[1:]] if encoder.mirrored else []
+    parts = [(one.chunk(2, dim=1)[0] if encoder.mean_only else one).half() for one in found]
+    finite = torch.stack([one.isfinite().flatten(1).all(dim=1) for one in parts])
+    return Started(stored=Results(spread, finite, *parts), boxes=len(seen))
 
-    None where they are not stored.
+
+def finish(encoder: Encoder, started: Started, keys: Sequence[str]) -> Encoded:
+    """What `start` began, once it is there.
 
     Raises:
-        RunError: when float16 cannot hold them.
+        RunError: as `encode`.
+        UsageError: as `encode`.
     """
-    if encoder.text_encoder is None:
-        return None
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(encoder.device)
-    found = text_states(encoder.text_encoder, ids).half()
-    if not bool(found.isfinite().all()):
-        raise RunError("the text encoder gives states beyond float16's range: encode without --text-states")
-    result: Half = found.cpu().contiguous().numpy()
-    return result
+    spread, finite, *parts = started.stored.tensors()
+    if float(spread) > NARROW:
+        raise UsageError(
+            f"--mean-only would lose something: the posterior's standard deviation is {float(spread):.2g} of the "
+            f"latents' on the pictures from {keys[0]} on, more than {NARROW:g}: encode without it"
+        )
+    if not bool(finite.all()):
+        key = keys[int((~finite).nonzero()[0, 1])]
+        raise RunError(f"the autoencoder gives sample {key} moments beyond float16's range: choose another autoencoder")
+    shown, *rest = (one.numpy() for one in parts)
+    mirrored = rest.pop(0) if encoder.mirrored else None
+    boxes = [rest[begin : begin + started.boxes - 1] for begin in range(0, len(rest), max(1, started.boxes - 1))]
+    crops = tuple(np.stack(part, axis=1) for part in boxes)
+    return Encoded(moments=shown, mirrored=mirrored, spread=float(spread), crops=crops)
 
 
-def empty(encoder: Encoder) -> bytes:
-    """A safetensors file of the caption "": `tokens` uint16 [L] and `states` float16 [L, D]."""
-    tokens = token_ids(encoder.tokenizer, [""]).numpy().astype(np.uint16)
-    found = states(encoder, tokens)
-    assert found is not None, "a set with text states"
-    content: bytes = safetensors.numpy.save({"tokens": tokens[0], "states": found[0]})
-    return content
+def _moments(encoder: Encoder, seen: torch.Tensor) -> torch.Tensor:
+    """Of uint8 pixels [B, H, W, 3] on the device."""
+    network = encoder.half or encoder.vae
+    passes = [moments(network, normalised(part).to(network.dtype)) for part in torch.split(seen, encoder.at_once)]
+    return passes[0] if len(passes) == 1 else torch.cat(passes)
+
+
+def posterior_spread(found: torch.Tensor) -> torch.Tensor:
+    """Root mean square of the posterior's standard deviation over the standard deviation of the means."""
+    mean, log_variance = found.float().chunk(2, dim=1)
+    within = log_variance.clamp(*LOG_VARIANCE).exp().mean()
+    return (within / mean.var().clamp_min(1e-12)).sqrt()
+
+
+def rounding(encoder: Encoder, shown: torch.Tensor, keys: Sequence[str]) -> float:
+    """How far half precision moves the posterior of pixels [B, H, W, 3]: of means and deviations, the root mean square.
+
+    Relative to the means' standard deviation, against float32; 0 where half precision is not asked for.
+
+    Raises:
+        UsageError: above `NARROW`, or when something is not finite.
+    """
+    if encoder.half is None:
+        return 0.0
+    with exact():
+        seen = there(shown, encoder.device)
+        found = moved(_moments(encoder, seen), _moments(replace(encoder, half=None), seen))
+    if not found <= NARROW:
+        raise UsageError(
+            f"--precision {name_of(encoder.half)} would change the latents: it moves them by {found:.2g} of their "
+            f"standard deviation on the pictures from {keys[0]} on, more than {NARROW:g}: encode with another precision"
+        )
+    return found
 
 
 @torch.inference_mode()
@@ -269,7 +308,7 @@ def canary(encoder: Encoder, shown: torch.Tensor, stored: Half, where: Path) -> 
     """
     mean = torch.from_numpy(stored).to(encoder.device, torch.float32)[:, : encoder.vae.config["latent_channels"]]
     drawn = decode(encoder.vae, mean * encoder.vae.config["scaling_factor"])
-    error = float((drawn - normalised(shown, encoder.device)).square().mean())
+    error = float((drawn - normalised(there(shown, encoder.device))).square().mean())
     psnr = 10 * math.log10(4 / max(error, 1e-12))
     if psnr < encoder.least_psnr:
         raise RunError(
@@ -279,7 +318,7 @@ def canary(encoder: Encoder, shown: torch.Tensor, stored: Half, where: Path) -> 
     return psnr
 
 
-def normalised(shown: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pixels uint8 [B, H, W, 3] as [B, 3, H, W] in [-1, 1] on the device."""
+def normalised(shown: torch.Tensor) -> torch.Tensor:
+    """Pixels uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1], where they are."""
     # [B, H, W, 3] seen as [B, 3, H, W] is channels_last already: no copy
-    return shown.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return shown.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage, on_images, sources
 from bigdiff.data.contract import CROPS
 
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 MOST_CROPS: Final = 9
 LEAST_PSNR: Final = 10.0  # dB; a fitting autoencoder gives 20 to 35, a wrong pixel range or kernel below 10
 
@@ -21,8 +22,9 @@ class Settings:
     resolution: int = 0  # pixels along a side; 0 for a set whose shards have buckets, which say it
     text_length: int = 77
     batch: int = 64
-    workers: int = 2  # processes on CPU, decoding threads beside a GPU
+    workers: int | None = None  # processes on CPU, decoding threads beside each GPU; None: see `beside`
     least_psnr: float = LEAST_PSNR
+    precision: Precision = "fp32"  # that the autoencoder encodes in
     text_encoder: str = ""  # whose states are stored beside the token ids; "": none are
     mirrored: bool = False  # also the mirrored pictures' latents
     mean_only: bool = False  # the posterior's mean without its log-variance
@@ -33,6 +35,11 @@ class Settings:
             raise UsageError(
                 f"--crops {self.crops} must be odd, so that one of them is the centre, and at most {MOST_CROPS}"
             )
+
+
+def beside(cores: int, gpus: int) -> int:
+    """How many processes encode on CPU, or threads decode for each GPU, where nobody says it."""
+    return max(2, cores // gpus - 1) if gpus else 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +56,9 @@ class Asked:
     mirrored: bool = False
     mean_only: bool = False
     crops: int | None = None
-    workers: int = 2
+    workers: int | None = None
     least_psnr: float = LEAST_PSNR
+    precision: Precision = "fp32"
 
     def refuse_conflicts(self, stage: bool, overrides: bool) -> None:
         """Raise a UsageError for what contradicts or lacks a stage."""
@@ -82,6 +90,7 @@ def chosen(stage: Stage | None, asked: Asked) -> tuple[Settings, Path]:
         text_length=asked.text_length or 77,
         workers=asked.workers,
         least_psnr=asked.least_psnr,
+        precision=asked.precision,
         text_encoder=asked.text_encoder or "",
         mirrored=asked.mirrored,
         mean_only=asked.mean_only,
@@ -117,6 +126,7 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
         text_length=text.max_length,
         workers=asked.workers,
         least_psnr=asked.least_psnr,
+        precision=asked.precision,
         text_encoder=text.encoder if asked.text_states else "",
         mirrored=asked.mirrored or stage.data.flip > 0,
         mean_only=asked.mean_only,

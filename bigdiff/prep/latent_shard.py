@@ -1,16 +1,18 @@
 """One image shard to one latent shard: decode, encode, write a tar of equal members and its parquet.
 
-Beside a GPU, threads decode the next batch and write the one before while it works on this one. On CPU all is done in
-turn: there the processes share out the cores (bigdiff.prep.encode_workers).
+Beside a GPU, threads decode the next two batches and write the one before while it works on this one, and a batch's
+results are fetched when it has the next: it never waits for the host. On CPU all is done in turn: there the processes
+share out the cores (bigdiff.prep.encode_workers).
 """
 
 import hashlib
 import math
 import os
 import tarfile
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,11 +30,13 @@ from bigdiff.data.decoding import Pixels, Undecodable, decode
 from bigdiff.data.member import pack
 from bigdiff.data.pixels import cover, cropped
 from bigdiff.models.components import token_ids
-from bigdiff.prep.encoder import CANARY, Encoded, Encoder, Half, canary, encode, states
+from bigdiff.prep import latent_text
+from bigdiff.prep.encoder import CANARY, Encoded, Encoder, Half, canary, finish, rounding, start
 from bigdiff.prep.latent_figures import Totals
 from bigdiff.runtime.files import replacing, sha256
 
 EXTENSION = "safetensors"
+AHEAD = 2  # batches that threads decode before they are asked for: while the last of one is slow, others begin the next
 
 Sources = Sequence[tuple[str, int, int]]  # key, offset and length of each image in its tar
 Tell = Callable[[int], None]  # told the number of images done, batch by batch
@@ -53,6 +57,7 @@ class Record:
     spread: float = 0.0  # the widest batch's, where the mean alone is stored
     index_sha256: str = ""  # of the parquet
     cropped: int = 0  # images of which some is left beside what is shown
+    rounding: float = 0.0  # by half precision, of the first pictures' posterior
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,18 +92,16 @@ def write_shard(
     """
     table = read_table(images / f"{name}{ending}")
     sources = places(table)
-    tokens = token_ids(encoder.tokenizer, table["caption"].to_pylist()).numpy().astype(np.uint16)
-    enlarged, room, psnr, spread, totals = 0, 0, math.inf, 0.0, Totals()
+    enlarged, room, psnr, spread, moved, totals = 0, 0, math.inf, 0.0, 0.0, Totals()
     with replacing(output / f"{name}.tar") as temporary:
         with Members(temporary, encoder) as members:
-            for batch in batches(images / f"{name}.tar", sources, encoder):
-                shown = batch.shown
-                rows = slice(batch.start, batch.start + len(shown))
-                keys = [key for key, _, _ in sources[rows]]
-                stored = encode(encoder, shown, keys, batch.others)
+            for batch, made in _encoded(images / f"{name}.tar", sources, table["caption"].to_pylist(), encoder):
+                shown, stored = batch.shown, made.stored
+                keys = [key for key, _, _ in sources[batch.start : batch.start + len(shown)]]
                 if batch.start == 0:
                     psnr = canary(encoder, shown[:CANARY], stored.moments[:CANARY], output / name)
-                members.add(keys, stored, tokens[rows], states(encoder, tokens[rows]))
+                    moved = rounding(encoder, shown[:CANARY], keys)
+                members.add(keys, stored, made.tokens, made.states)
                 totals.add(stored.moments[:, : encoder.vae.config["latent_channels"]])
                 enlarged, room, spread = enlarged + batch.enlarged, room + batch.cropped, max(spread, stored.spread)
                 tell(len(shown))
@@ -115,8 +118,40 @@ def write_shard(
             spread=float(f"{spread:.3g}"),
             index_sha256=sha256(output / f"{name}.parquet"),
             cropped=room,
+            rounding=float(f"{moved:.3g}"),
         )
     return record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Made:
+    """What is stored of a batch."""
+
+    stored: Encoded
+    tokens: npt.NDArray[np.uint16]
+    states: Half | None
+
+
+def _encoded(tar: Path, sources: Sources, captions: Sequence[str], encoder: Encoder) -> Iterator[tuple[Decoded, _Made]]:
+    """Each batch and what is made of it, while the device has the next one already."""
+    begun: deque[tuple[Decoded, Callable[[], _Made]]] = deque()
+    with closing(batches(tar, sources, encoder)) as decoded:
+        for batch in decoded:
+            begun.append((batch, _begun(batch, sources, captions, encoder)))
+            if len(begun) > 1:
+                before, made = begun.popleft()
+                yield before, made()
+    for before, made in begun:
+        yield before, made()
+
+
+def _begun(batch: Decoded, sources: Sources, captions: Sequence[str], encoder: Encoder) -> Callable[[], _Made]:
+    """Start a batch; what is given waits for it."""
+    rows = slice(batch.start, batch.start + len(batch.shown))
+    tokens = token_ids(encoder.tokenizer, list(captions[rows])).numpy().astype(np.uint16)
+    keys = [key for key, _, _ in sources[rows]]
+    started, text = start(encoder, batch.shown, batch.others), latent_text.start(encoder, tokens)
+    return lambda: _Made(stored=finish(encoder, started, keys), tokens=tokens, states=latent_text.finish(text))
 
 
 class Members:
@@ -201,7 +236,7 @@ def read_table(path: Path) -> pa.Table:
 def batches(tar: Path, sources: Sources, encoder: Encoder) -> Generator[Decoded, None, None]:
     """The pictures in turn, decoded by `encoder.threads`, each once for all its boxes.
 
-    With several threads one batch is decoded ahead of the one that is encoded, into pinned memory.
+    With several threads `AHEAD` batches are decoded ahead of the one that is encoded, into pinned memory.
     """
     descriptor, frame, frames = os.open(tar, os.O_RDONLY), encoder.frame, encoder.frames
 
@@ -219,24 +254,29 @@ def batches(tar: Path, sources: Sources, encoder: Encoder) -> Generator[Decoded,
 
     pool = ThreadPoolExecutor(encoder.threads) if encoder.threads > 1 else None
 
-    def begun(start: int) -> tuple[torch.Tensor, Iterator[tuple[bool, bool]]]:
-        rows = sources[start : start + encoder.batch]
+    def begun(first: int) -> tuple[torch.Tensor, Iterator[tuple[bool, bool]]]:
+        rows = sources[first : first + encoder.batch]
         shape = (len(frames), len(rows), frame.height, frame.width, 3)
         boxes = torch.empty(shape, dtype=torch.uint8, pin_memory=encoder.device.type == "cuda")
         return boxes, (map if pool is None else pool.map)(one, rows, boxes.numpy().swapaxes(0, 1))
 
     try:
-        ahead = begun(0)
-        for start in range(0, len(sources), encoder.batch):
-            boxes, told = ahead
+        left = deque(range(0, len(sources), encoder.batch))
+        ahead = deque((first, *begun(first)) for first in _taken(left, 1 if pool is None else AHEAD))
+        while ahead:
+            first, boxes, told = ahead.popleft()
             found = list(told)
-            ahead = begun(start + encoder.batch)
+            ahead.extend((later, *begun(later)) for later in _taken(left, 1))
             enlarged, room = (sum(each) for each in zip(*found, strict=True))
-            yield Decoded(start=start, boxes=boxes, enlarged=enlarged, cropped=room)
+            yield Decoded(start=first, boxes=boxes, enlarged=enlarged, cropped=room)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
         os.close(descriptor)
+
+
+def _taken(left: "deque[int]", count: int) -> list[int]:
+    return [left.popleft() for _ in range(min(count, len(left)))]
 
 
 def places(table: pa.Table) -> Sources:

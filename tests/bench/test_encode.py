@@ -95,7 +95,7 @@ def bare(encoder: Encoder, batch: Callable[[int], torch.Tensor]) -> None:
     """Each batch through the VAE, and the canary's pictures back."""
     for start in range(0, PICTURES, BATCH):
         shown = batch(start)
-        moments = encoder.vae.encode(normalised(shown, encoder.device)).latent_dist.parameters.half().numpy()
+        moments = encoder.vae.encode(normalised(shown)).latent_dist.parameters.half().numpy()
         if start == 0:
             canary(encoder, shown[:CANARY], moments[:CANARY], Path("bare"))
 

@@ -8,8 +8,11 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data import manifest
-from bigdiff.prep import encode
+from bigdiff.prep import encode, encode_workers
+from bigdiff.prep.encoder import load
 from bigdiff.prep.latent_settings import Settings
+from bigdiff.runtime.files import write_json
+from bigdiff.runtime.workers import Workers
 
 ImageSet = Callable[..., Path]
 
@@ -32,6 +35,26 @@ def test_any_number_of_workers_gives_the_same_bytes(
     names = [f"{number:05d}.{end}" for number in range(3) for end in ("parquet", "tar")]
     assert sorted(content(one)) == [*names, "empty.safetensors", "manifest.json"]
     assert content(one) == content(two) == content(nine)
+
+
+def test_processes_that_load_the_networks_themselves_give_the_same_bytes(
+    image_set: ImageSet, settings: Settings, tmp_path: Path
+) -> None:
+    """As beside several GPUs."""
+    images, one, many = image_set(5, 3, 4), tmp_path / "one", tmp_path / "many"
+    settings = replace(settings, precision="fp16")
+    made = encode.encode(images, one, replace(settings, workers=1))
+    encoder = load(settings)
+    plan = encode.prepare(images, many, settings, encoder)
+    write_json(many / encode_workers.WORK / encode.SETTINGS, plan.recorded)
+    with Workers(2) as processes:
+        records = encode_workers.on_devices(plan, settings, processes)
+    assert [records[f"{number:05d}"].sha256 for number in range(3)] == [shard.sha256 for shard in made.shards]
+    again = encode.encode(images, many, settings)  # finds them finished
+    assert again == made and content(one) == content(many)
+    assert made.lineage["precision"] == "fp16" and len(made.lineage["rounding"]) == 3
+    with pytest.raises(UsageError, match="precision is 'fp16' in the set, 'fp32' is needed"):
+        encode.encode(images, many, replace(settings, precision="fp32"))
 
 
 def test_a_workers_error_is_the_commands(image_set: ImageSet, settings: Settings, tmp_path: Path) -> None:

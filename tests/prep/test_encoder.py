@@ -9,6 +9,7 @@ import torch
 
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.models import components
+from bigdiff.models.halving import halved
 from bigdiff.prep import encoder as encoders
 from bigdiff.prep.encoder import Encoder
 from bigdiff.prep.latent_settings import Settings
@@ -102,15 +103,46 @@ def test_the_mean_alone_is_refused_with_the_measured_figure(encoder: Encoder, sh
         encoders.encode(wide, shown, KEYS)
 
 
-def test_states_beyond_float16_are_refused(encoder: Encoder, toy: Path) -> None:
-    text = components.load_text_encoder(str(toy / "text_encoder"))
+def test_half_precision_is_held_against_the_whole(encoder: Encoder, shown: torch.Tensor) -> None:
+    half = replace(encoder, half=halved(encoder.vae, "fp16"), mirrored=True)
+    found = encoders.rounding(half, shown, KEYS)
+    assert 1e-6 < found < encoders.NARROW and encoders.rounding(encoder, shown, KEYS) == 0
+    given, right = (encoders.encode(one, shown, KEYS, [shown.flip(1)]) for one in (half, replace(half, half=None)))
+    for one, other in (
+        (given.moments, right.moments),
+        (given.mirrored, right.mirrored),
+        (given.crops[0], right.crops[0]),
+    ):
+        assert one is not None and other is not None and not np.array_equal(one, other)
+        error = one.astype(float) - other
+        assert np.sqrt((error**2).mean()) < 0.02 * other.astype(float).std()
     with torch.no_grad():
-        text.get_submodule(
-            "final_layer_norm" if hasattr(text, "final_layer_norm") else "text_model.final_layer_norm"
-        ).bias.fill_(1e6)
-    with pytest.raises(RunError, match="states beyond float16"):
-        encoders.states(replace(encoder, text_encoder=text), np.zeros((2, 12), np.uint16))
-    assert encoders.states(encoder, np.zeros((2, 12), np.uint16)) is None
+        half.half.encoder.conv_in.weight.mul_(1.1)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"--precision fp16 would change the latents: .* from a on, more than"):
+        encoders.rounding(half, shown, KEYS)
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused(
+    encoder: Encoder, shown: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "NARROW", 0.02)  # bf16 moves this small autoencoder's latents by 0.011
+    with torch.no_grad():  # 1e5 is beyond fp16; the layers together are as they were
+        encoder.vae.quant_conv.weight.mul_(1e-5)
+        encoder.vae.encoder.conv_out.weight.mul_(1e5)
+        encoder.vae.encoder.conv_out.bias.mul_(1e5)
+    assert encoders.rounding(replace(encoder, half=halved(encoder.vae, "bf16")), shown, KEYS) < 0.02
+    with pytest.raises(UsageError, match="--precision fp16 would change the latents"):
+        encoders.rounding(replace(encoder, half=halved(encoder.vae, "fp16")), shown, KEYS)
+
+
+def test_a_pass_on_a_gpu_is_an_even_part_of_the_batch_that_fits(encoder: Encoder, shown: torch.Tensor) -> None:
+    cuda = replace(encoder, device=torch.device("cuda"), batch=64)
+    assert encoder.at_once == 4 and cuda.at_once == 64
+    width = encoder.vae.config["block_out_channels"][0]
+    side = math.isqrt(encoders.WIDEST // 30 // width)  # of which 30 and no 31 fit
+    assert replace(cuda, resolution=side).at_once == 22 and replace(cuda, resolution=side, batch=60).at_once == 30
+    parts = encoders.encode(replace(encoder, batch=1), shown, KEYS)
+    np.testing.assert_allclose(parts.moments, encoders.encode(encoder, shown, KEYS).moments, atol=2e-3)
 
 
 def test_captions_longer_than_the_text_encoder_takes_are_refused(toy: Path) -> None:

@@ -15,15 +15,17 @@ def test_a_stage_says_all_but_what_is_optional(toy: Path) -> None:
     stage = load_stage(str(toy / "stage.yaml"))
     settings, output = latent_settings.chosen(stage, Asked())
     assert output == toy / "latents"
-    assert settings == Settings(
-        vae=str(toy / "vae"), tokenizer=str(toy / "tokenizer"), resolution=8, text_length=12, workers=2
-    )
+    assert settings == Settings(vae=str(toy / "vae"), tokenizer=str(toy / "tokenizer"), resolution=8, text_length=12)
     asked = Asked(text_states=True, mirrored=True, mean_only=True, output=Path("other"))
     settings, output = latent_settings.chosen(stage, asked)
     assert (settings.text_encoder, settings.mirrored, settings.mean_only) == (str(toy / "text_encoder"), True, True)
     assert output == Path("other")
     flipping = load_stage(str(toy / "stage.yaml"), ["data.flip=0.5"])
     assert latent_settings.of_stage(flipping, Asked()).mirrored, "the stage could not read the set otherwise"
+
+
+def test_the_cores_are_shared_out_to_the_gpus() -> None:
+    assert [latent_settings.beside(cores, gpus) for cores, gpus in ((64, 0), (64, 1), (64, 8), (2, 1))] == [2, 63, 7, 2]
 
 
 def test_the_shards_say_the_sizes_for_a_stage_of_buckets(toy: Path) -> None:
