@@ -58,6 +58,9 @@ class Scoring:
     clip: str | None = None
     # open_clip's name. OpenAI's weights use QuickGELU: "ViT-L-14" computes with another function and scores wrong
     clip_model: str = CLIP_MODEL
+    # that CLIP computes in: on a GPU fp16 is many times as fast, and moves embeddings by some thousandths (its
+    # self-test bounds it); the two are different scores, and are not mixed in a set
+    precision: Literal["fp32", "fp16"] = "fp32"
 
 
 def check_scoring(scoring: Scoring) -> Scoring:
@@ -132,7 +135,12 @@ def _check_clip(scoring: Scoring, kinds: list[Kind]) -> None:
     users = [*(kind for kind in kinds if kind in ON_CLIP), *(["score.embeddings"] if scoring.embeddings else [])]
     heads = [kind for kind in kinds if kind in HEADS]
     if not users:
-        for key, value, default in (("clip", scoring.clip, None), ("clip_model", scoring.clip_model, CLIP_MODEL)):
+        given = (
+            ("clip", scoring.clip, None),
+            ("clip_model", scoring.clip_model, CLIP_MODEL),
+            ("precision", scoring.precision, "fp32"),
+        )
+        for key, value, default in given:
             if value != default:
                 raise UsageError(f"score.{key}={value} has no effect: none of the scorers uses CLIP; remove it")
         return

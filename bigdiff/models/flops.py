@@ -1,6 +1,6 @@
 """Exact floating-point operations per image, counted operator by operator on the meta device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -79,8 +79,14 @@ def encoding(stage: Stage) -> int:
 
 
 def _encoded(encoder: AutoencoderKL, side: int) -> int:
+    pixels = torch.zeros(1, int(encoder.config["in_channels"]), side, side, device="meta")
+    return counted(lambda: encoder.encode(pixels))
+
+
+def counted(forward: Callable[[], object]) -> int:
+    """Of any forward pass on the meta device, which computes nothing."""
     with torch.no_grad(), _counter() as counter:
-        encoder.encode(torch.zeros(1, int(encoder.config["in_channels"]), side, side, device="meta"))
+        forward()
     return counter.get_total_flops()
 
 

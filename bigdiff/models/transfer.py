@@ -56,6 +56,12 @@ def aside(device: torch.device) -> Iterator[None]:
         yield
 
 
+def settled(device: torch.device) -> None:
+    """Wait until what was started on `device` is done: weights that were moved there are then there for all streams."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @cache
 def _stream(device: torch.device, priority: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]

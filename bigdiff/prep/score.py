@@ -1,14 +1,15 @@
 """Scores for the samples of a job, once: each unit's land in a parquet of its own, and thresholds come later.
 
 Scorers without a network run in the job's processes. Those with one run in a process a GPU, or in this one, where
-torch uses all cores; the pictures of the next batch are decoded meanwhile.
+torch uses all cores. Threads decode the next batches meanwhile, and make of each picture what CLIP is shown; a batch's
+scores are computed while the GPU has the next batch.
 """
 
 import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -25,12 +26,13 @@ from bigdiff.config.scoring import ON_CLIP, Scorer, Scoring
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.picture import STORED_PIXELS, Rejected, decode
 from bigdiff.prep.scorers import loading
-from bigdiff.prep.scorers.scorer import Batch, Value
+from bigdiff.prep.scorers.scorer import Batch, Bytes, Value
 from bigdiff.runtime.files import replacing
 from bigdiff.runtime.workers import Spread
 
 NETWORKS: Final = (*ON_CLIP, "watermark")
-_THREADS: Final = 8  # that decode beside a network
+_THREADS: Final = 16  # at most, that decode beside a network
+_AHEAD: Final = 2  # batches that they have decoded before they are asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +87,7 @@ def score_unit(task: Task) -> str:
     samples = pq.read_table(layout.samples / f"{task.unit}.parquet", columns=needed)
     found: dict[str, list[Value]] = {name: [] for name in scorers.columns}
     embeddings: list[npt.NDArray[np.float16]] = []
-    for pictures, captions in _batches(layout.pictures / task.unit, samples.to_pylist(), scorers.batch):
-        batch = Batch(pictures, captions, scorers.clip)
+    for batch in _batches(layout.pictures / task.unit, samples.to_pylist(), scorers):
         for name, values in scorers.of(batch, len(embeddings)).items():
             found[name].extend(values)
         if scorers.embeddings:
@@ -107,23 +108,31 @@ def _loaded(scoring: str) -> loading.Scorers:
     return loading.load(Scoring(scorers=scorers, **content))
 
 
-def _batches(file: Path, samples: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[list[Image.Image], list[str]]]:
-    """Pictures and captions, in order; while one batch is with the caller, the next is decoded."""
+def _batches(file: Path, samples: Sequence[dict[str, Any]], scorers: loading.Scorers) -> Iterator[Batch]:
+    """In order; while one batch is with the caller, CLIP computes the next and those behind it are decoded."""
     threads = max(1, min(_THREADS, (os.cpu_count() or 1) - 1))
     with file.open("rb") as source, ThreadPoolExecutor(threads) as pool:
 
-        def decoded(sample: dict[str, Any]) -> Image.Image:
+        def decoded(sample: dict[str, Any]) -> tuple[Image.Image, Bytes | None]:
             content = os.pread(source.fileno(), sample["length"], sample["offset"])
             try:
-                return decode(content, STORED_PIXELS)
+                picture = decode(content, STORED_PIXELS)
             except Rejected as error:
                 raise RunError(
                     f"{file.resolve()} is damaged: picture {sample['key']} at offset {sample['offset']} ({error.cause})"
                 ) from error
+            return picture, scorers.seen(picture)
 
-        parts = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
-        ahead = deque(list(map(lambda one: pool.submit(decoded, one), part)) for part in parts[:1])
-        for number, part in enumerate(parts):
-            if number + 1 < len(parts):
-                ahead.append([pool.submit(decoded, one) for one in parts[number + 1]])
-            yield [future.result() for future in ahead.popleft()], [sample["caption"] for sample in part]
+        left = deque(samples[begin : begin + scorers.batch] for begin in range(0, len(samples), scorers.batch))
+        ahead: deque[tuple[Sequence[dict[str, Any]], list[Future[tuple[Image.Image, Bytes | None]]]]] = deque()
+        begun: deque[Batch] = deque()
+        while left or ahead:
+            while left and len(ahead) <= _AHEAD:
+                part = left.popleft()
+                ahead.append((part, [pool.submit(decoded, one) for one in part]))
+            part, futures = ahead.popleft()
+            pictures, seen = zip(*(future.result() for future in futures), strict=True)
+            begun.append(scorers.begun(pictures, [sample["caption"] for sample in part], seen))
+            if len(begun) > 1:
+                yield begun.popleft()
+        yield from begun

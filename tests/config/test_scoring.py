@@ -49,6 +49,7 @@ REFUSED = {
     "CLIP is missing": (Scoring(scorers=[AESTHETIC]), "score.clip is missing: aesthetic_v2"),
     "CLIP without a use": (Scoring(scorers=[SHARP], clip="openai"), "score.clip=openai has no effect"),
     "CLIP without scorers": (Scoring(clip="openai"), "has no effect"),
+    "a precision without a use": (Scoring(scorers=[SHARP], precision="fp16"), "score.precision=fp16 has no effect"),
     "a model without a use": (Scoring(scorers=[SHARP], clip_model="ViT-B-32"), "score.clip_model=ViT-B-32 has no"),
     "a model beside its own": (
         Scoring(scorers=[Scorer(kind="clip_similarity")], clip="hf-hub:a/b", clip_model="ViT-B-32"),

@@ -134,6 +134,22 @@ def test_a_broken_clip_is_refused(clip: Clip, harm: Callable[[Clip], None]) -> N
         clip.self_test()
 
 
+def test_fp16_moves_embeddings_a_little_and_says_so(clip: Clip, tiny_clip: str) -> None:
+    half = load_clip(tiny_clip, CLIP_MODEL, for_heads=True, device=CPU, half=True)
+    half.self_test()
+    assert half.fingerprint == f"{clip.fingerprint}, fp16"
+    pictures, captions = [pattern(*size) for size in SIZES], ["a red circle", "an old castle"]
+    both = [(one.image_features(pictures), one.text_features(captions)) for one in (half, clip)]
+    for given, right in zip(*both, strict=True):
+        assert given.dtype == np.float32
+        assert 1e-5 < np.linalg.norm(given - right, axis=1).max() < 2e-3
+        np.testing.assert_allclose(np.linalg.norm(given.astype(float), axis=1), 1, atol=1e-6)
+    with torch.no_grad():
+        half.network.visual.proj.add_(0.01 * torch.randn(half.network.visual.proj.shape).half())
+    with pytest.raises(UsageError, match=r"fp16 moves picture embeddings by .*, more than 0\.005: use fp32"):
+        half.self_test()
+
+
 def test_a_model_that_is_built_with_gelu_is_refused_for_the_heads(tiny_clip: str, tmp_path: Path) -> None:
     """The trap: weights load without a word into open_clip's ViT-L-14, which computes with GELU."""
     folder = Path(tiny_clip.removeprefix("local-dir:"))

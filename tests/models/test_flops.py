@@ -1,6 +1,8 @@
 from functools import cache
 
+import open_clip
 import pytest
+import torch
 
 from bigdiff.config.load import load_stage
 from bigdiff.models import flops
@@ -38,6 +40,14 @@ def test_pictures_cost_the_encoder() -> None:
     plain, pictures = per_image("256px", *SMALL), per_image("256px", *SMALL, "data.latents=", "data.images=set")
     assert (pictures.frozen - plain.frozen) / 1e9 == pytest.approx(272.7, abs=0.1)
     assert pictures.model == plain.model
+
+
+def test_the_picture_tower_of_clip_has_its_published_count() -> None:
+    """open_clip's own table of profiles: 81.1 G multiply-adds (docs/model_profile.csv, ViT-L-14, image)."""
+    with torch.device("meta"):
+        tower = open_clip.model.CLIP(**open_clip.get_model_config("ViT-L-14-quickgelu")).visual
+        found = flops.counted(lambda: tower(torch.zeros(1, 3, 224, 224)))
+    assert found / 2e9 == pytest.approx(81.1, rel=0.01)
 
 
 def test_a_trained_text_encoder_is_part_of_the_model() -> None:

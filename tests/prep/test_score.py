@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -58,14 +58,17 @@ def test_each_sample_has_its_own_scores_whatever_the_batches_and_processes(layou
     assert len({row["sharpness"] for rows in found(layout).values() for row in rows}) == 7
 
 
-def test_networks_score_stored_pictures(layout: Layout, tiny_clip: str, random_weights: dict[str, Path]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_networks_score_stored_pictures(
+    layout: Layout, tiny_clip: str, random_weights: dict[str, Path], precision: Literal["fp32", "fp16"]
+) -> None:
     heads = [Scorer(kind="aesthetic_v2", weights=str(random_weights["aesthetic_v2"])), Scorer(kind="clip_similarity")]
-    scoring = Scoring(scorers=heads, clip=tiny_clip, batch=3)
+    scoring = Scoring(scorers=heads, clip=tiny_clip, batch=3, precision=precision)
     with Workers(2) as workers:
         score(layout, workers, scoring)
     for unit, rows in wanted(layout, scoring).items():
         for one, other in zip(found(layout)[unit], rows, strict=True):
-            assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-5 if precision == "fp32" else 1e-2)
 
 
 def test_what_is_scored_is_not_scored_again(layout: Layout) -> None:

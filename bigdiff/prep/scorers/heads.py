@@ -19,6 +19,7 @@ from bigdiff.config.scoring import Kind
 from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
+from bigdiff.models.transfer import aside, settled
 from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, Floats, refused
 
@@ -123,6 +124,7 @@ class Head:
         self.fingerprint = f"{kind} {VERSION}, weights {sha256} ({known}), on {clip}"
         self._device = device
         self.network.to(device)
+        settled(device)
 
     def score(self, batch: Batch) -> list[float]:
         """Of each picture."""
@@ -143,7 +145,7 @@ class Head:
                 f"scorer {self.name}: embedding {wrong[0]} of the batch has norm {norms[wrong[0]]:.4g}, not 1: it is "
                 f"not normalised, and the score would be far off"
             )
-        with exact():
+        with exact(), aside(self._device):
             scores: list[float] = self.network(torch.from_numpy(features).to(self._device))[:, 0].double().tolist()
         return scores
 

@@ -13,7 +13,7 @@ from bigdiff.config.scoring import HEADS, ON_CLIP, Scoring, check_scoring
 from bigdiff.config.scoring import Scorer as Wanted
 from bigdiff.prep.scorers.captions import CaptionLength, Language
 from bigdiff.prep.scorers.pictures import Flatness, Sharpness
-from bigdiff.prep.scorers.scorer import Batch, Embedder, Scorer, Value
+from bigdiff.prep.scorers.scorer import Batch, Bytes, Computed, Embedder, Scorer, Value
 
 EMBEDDINGS: Final = "embeddings"  # named so among the fingerprints
 
@@ -27,6 +27,12 @@ class Tested(Embedder, Protocol):
 
     def self_test(self) -> None:
         """Raises UsageError when it is not a true one."""
+
+    def seen(self, picture: Image.Image) -> Bytes:
+        """What it is shown of a picture."""
+
+    def start(self, seen: Sequence[Bytes]) -> Computed:
+        """Begin to compute the embeddings of what is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +67,16 @@ class Scorers:
             self.clip.self_test()
         for scorer in self.scorers:
             scorer.self_test()
+
+    def seen(self, picture: Image.Image) -> Bytes | None:
+        """What CLIP is shown of a picture, for threads to prepare; None without CLIP."""
+        return None if self.clip is None else self.clip.seen(picture)
+
+    def begun(self, pictures: Sequence[Image.Image], captions: Sequence[str], seen: Sequence[Bytes | None]) -> Batch:
+        """A batch whose pictures CLIP has already, as `seen` gave them; `of` waits for it."""
+        shown = [one for one in seen if one is not None]
+        started = None if self.clip is None or not shown else self.clip.start(shown)
+        return Batch(pictures, captions, self.clip, started)
 
     def score(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> dict[str, list[Value]]:
         """Column -> a value for each sample, in order; any number of them, `batch` at a time.
@@ -105,7 +121,13 @@ def load(scoring: Scoring) -> Scorers:
 
     device, clip = choose(), None
     if scoring.clip:
-        clip = load_clip(scoring.clip, scoring.clip_model, for_heads=bool(kinds & {*HEADS}), device=device)
+        clip = load_clip(
+            scoring.clip,
+            scoring.clip_model,
+            for_heads=bool(kinds & {*HEADS}),
+            device=device,
+            half=scoring.precision == "fp16",
+        )
     for wanted in scoring.scorers:
         if wanted.kind == "watermark":
             scorers.append(Watermark(wanted.weights or "", device))

@@ -12,6 +12,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.models import probes
 
 Value: TypeAlias = float | int | str
+Bytes: TypeAlias = np.typing.NDArray[np.uint8]
 Floats: TypeAlias = np.typing.NDArray[np.float32]
 # `language` is a column of the metadata: what others measured is not mixed with what we do
 _COLUMNS: Final = {"language": "detected_language"}
@@ -32,16 +33,31 @@ class Embedder(Protocol):
         """Embeddings [B, D] of unit norm."""
 
 
+class Computed(Protocol):
+    """Embeddings that may still be on their way."""
+
+    def embeddings(self) -> Floats:
+        """[B, D] of unit norm, once they are there."""
+
+
 class Batch:
     """Upright 8-bit RGB pictures and their cleaned captions; CLIP sees each of them once, when a scorer asks."""
 
-    def __init__(self, pictures: Sequence[Image.Image], captions: Sequence[str], clip: Embedder | None = None) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Image.Image],
+        captions: Sequence[str],
+        clip: Embedder | None = None,
+        started: Computed | None = None,
+    ) -> None:
+        """`started`: what `clip` computes of the pictures already."""
         if len(pictures) != len(captions):
             raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions")
         modes = {picture.mode for picture in pictures} - {"RGB"}
         if modes:
             raise ValueError(f"pictures of mode {', '.join(sorted(modes))}: they must be RGB")
         self.pictures, self.captions, self._clip = tuple(pictures), tuple(captions), clip
+        self._started = started
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -49,7 +65,7 @@ class Batch:
     @cached_property
     def image_features(self) -> Floats:
         """CLIP's embeddings [B, D] of the pictures, of unit norm."""
-        return self._embedder.image_features(self.pictures)
+        return self._started.embeddings() if self._started else self._embedder.image_features(self.pictures)
 
     @cached_property
     def text_features(self) -> Floats:

@@ -20,6 +20,7 @@ from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
 from bigdiff.models.probes import disc, wings
+from bigdiff.models.transfer import aside, settled
 from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, refused
 
@@ -58,10 +59,11 @@ class Watermark:
         self.fingerprint = f"watermark {VERSION}, weights {weights_sha256(self.network)}"
         self._device = device
         self.network.to(device)
+        settled(device)
 
     def score(self, batch: Batch) -> list[float]:
         """Of each picture."""
-        with exact():
+        with exact(), aside(self._device):
             found = self.network(self.pixels(batch.pictures).to(self._device)).softmax(dim=1)
             scores: list[float] = found[:, MARKED].double().tolist()
         return scores
