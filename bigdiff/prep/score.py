@@ -108,10 +108,14 @@ def _loaded(scoring: str) -> loading.Scorers:
     return loading.load(Scoring(scorers=scorers, **content))
 
 
+def threads() -> int:
+    """That decode beside a network."""
+    return max(1, min(_THREADS, (os.cpu_count() or 1) - 1))
+
+
 def _batches(file: Path, samples: Sequence[dict[str, Any]], scorers: loading.Scorers) -> Iterator[Batch]:
     """In order; while one batch is with the caller, CLIP computes the next and those behind it are decoded."""
-    threads = max(1, min(_THREADS, (os.cpu_count() or 1) - 1))
-    with file.open("rb") as source, ThreadPoolExecutor(threads) as pool:
+    with file.open("rb") as source, ThreadPoolExecutor(threads()) as pool:
 
         def decoded(sample: dict[str, Any]) -> tuple[Image.Image, Bytes | None]:
             content = os.pread(source.fileno(), sample["length"], sample["offset"])
