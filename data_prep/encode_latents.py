@@ -26,9 +26,8 @@ def main() -> None:
         "--crops", type=int, help="store so many boxes of a picture, odd (default: 1, or 3 for data.crop=random)"
     )
     parser.add_argument("--mean-only", action="store_true", help="store no log-variance, where it is next to nothing")
-    parser.add_argument(
-        "--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the autoencoder (default: fp32)"
-    )
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="of the encoder (fp32)")
+    parser.add_argument("--fused-norms", action="store_true", help="norms in kernels of our own, in half precision")
     parser.add_argument("--workers", type=int, help="processes on CPU, decoding threads beside each GPU")
     parser.add_argument("--least-psnr", type=float, default=10.0, help="dB below which the canary fails (default: 10)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and write nothing")

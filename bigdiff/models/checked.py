@@ -28,10 +28,11 @@ class Case:
 
 def problem(cases: Iterable[Case], kind: torch.dtype, world: World) -> str:
     """What is wrong with the kernels, in tensors of `kind`, on the first rank that finds a fault, or ""; collective."""
-    return next((one for one in world.gather(_problem(cases, world.device, kind)) if one), "")
+    return next((one for one in world.gather(alone(cases, world.device, kind)) if one), "")
 
 
-def _problem(cases: Iterable[Case], device: torch.device, kind: torch.dtype) -> str:
+def alone(cases: Iterable[Case], device: torch.device, kind: torch.dtype) -> str:
+    """The same of this process by itself."""
     try:
         for case in cases:
             if not _agrees(case, device, kind):

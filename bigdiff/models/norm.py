@@ -81,6 +81,18 @@ def fuse(unet: AnyUNet, world: World) -> str:
     return ""
 
 
+def fuse_alone(network: nn.Module, device: torch.device, kind: torch.dtype) -> str:
+    """As `fuse`, for a network on `device` that this process alone computes, such as an autoencoder's encoder.
+
+    Gives what is wrong with the kernels there, and leaves the network as it is, or "".
+    """
+    plain = [block for block in network.modules() if isinstance(block, ResnetBlock2D) and _can(block)]
+    problem = checked.alone(_cases(plain), device, kind)
+    for block in [] if problem else plain:
+        block.forward = MethodType(_forward, block)
+    return problem
+
+
 def release(unet: AnyUNet) -> None:
     """Undo `fuse`."""
     for block in unet.modules():
@@ -116,8 +128,8 @@ def _forward(block: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:  
     hidden = block.conv2(block.dropout(_normed(block.norm2, hidden, shift)))
     if block.conv_shortcut is not None:
         input_tensor = block.conv_shortcut(input_tensor)
-    output: Tensor = (input_tensor + hidden) / block.output_scale_factor
-    return output
+    output: Tensor = input_tensor + hidden
+    return output if block.output_scale_factor == 1 else output / block.output_scale_factor
 
 
 def _normed(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None) -> Tensor:

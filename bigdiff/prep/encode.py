@@ -88,7 +88,7 @@ def prepare(images: Path, output: Path, settings: Settings, encoder: Encoder) ->
         "tokenizer": settings.tokenizer,
     } | ({"text_encoder": settings.text_encoder} if settings.text_encoder else {})
     if encoder.half is not None:
-        lineage["precision"] = settings.precision
+        lineage["precision"] = settings.computed_in
     recorded = {"contract": stored_as(encoder, source.buckets).lines(), "lineage": lineage}
     earlier = _earlier(output)
     if earlier is not None:

@@ -30,6 +30,7 @@ from bigdiff.models.components import (
 from bigdiff.models.encoders import LOG_VARIANCE, decode, moments
 from bigdiff.models.exact import exact
 from bigdiff.models.halving import halved, moved, name_of
+from bigdiff.models.norm import fuse_alone
 from bigdiff.models.transfer import Results, there
 from bigdiff.prep.latent_settings import Settings, beside
 
@@ -136,8 +137,15 @@ def load(settings: Settings) -> Encoder:
         mirrored=settings.mirrored,
         mean_only=settings.mean_only,
         crops=settings.crops,
-        half=halved(vae, settings.precision),
+        half=_half(vae, settings, device),
     )
+
+
+def _half(vae: AutoencoderKL, settings: Settings, device: torch.device) -> AutoencoderKL | None:
+    half = halved(vae, settings.precision)
+    if half is not None and settings.fused_norms and (problem := fuse_alone(half, device, half.dtype)):
+        raise UsageError(f"--fused-norms cannot be had: {problem}; encode without it")
+    return half
 
 
 def processes(settings: Settings) -> int:

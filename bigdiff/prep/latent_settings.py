@@ -25,6 +25,7 @@ class Settings:
     workers: int | None = None  # processes on CPU, decoding threads beside each GPU; None: see `beside`
     least_psnr: float = LEAST_PSNR
     precision: Precision = "fp32"  # that the autoencoder encodes in
+    fused_norms: bool = False  # with its norms by bigdiff.models.norm_kernels, on a GPU in half precision
     text_encoder: str = ""  # whose states are stored beside the token ids; "": none are
     mirrored: bool = False  # also the mirrored pictures' latents
     mean_only: bool = False  # the posterior's mean without its log-variance
@@ -35,6 +36,13 @@ class Settings:
             raise UsageError(
                 f"--crops {self.crops} must be odd, so that one of them is the centre, and at most {MOST_CROPS}"
             )
+        if self.fused_norms and self.precision == "fp32":
+            raise UsageError("--fused-norms has no effect on --precision fp32: add --precision fp16, or drop it")
+
+    @property
+    def computed_in(self) -> str:
+        """What moments are rounded by, as a set's lineage has it."""
+        return f"{self.precision}, fused norms" if self.fused_norms else self.precision
 
 
 def beside(cores: int, gpus: int) -> int:
@@ -59,6 +67,7 @@ class Asked:
     workers: int | None = None
     least_psnr: float = LEAST_PSNR
     precision: Precision = "fp32"
+    fused_norms: bool = False
 
     def refuse_conflicts(self, stage: bool, overrides: bool) -> None:
         """Raise a UsageError for what contradicts or lacks a stage."""
@@ -91,6 +100,7 @@ def chosen(stage: Stage | None, asked: Asked) -> tuple[Settings, Path]:
         workers=asked.workers,
         least_psnr=asked.least_psnr,
         precision=asked.precision,
+        fused_norms=asked.fused_norms,
         text_encoder=asked.text_encoder or "",
         mirrored=asked.mirrored,
         mean_only=asked.mean_only,
@@ -127,6 +137,7 @@ def of_stage(stage: Stage, asked: Asked) -> Settings:
         workers=asked.workers,
         least_psnr=asked.least_psnr,
         precision=asked.precision,
+        fused_norms=asked.fused_norms,
         text_encoder=text.encoder if asked.text_states else "",
         mirrored=asked.mirrored or stage.data.flip > 0,
         mean_only=asked.mean_only,

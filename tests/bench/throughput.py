@@ -41,6 +41,9 @@ from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.picture import STORED_PIXELS, decode
 from bigdiff.runtime.versions import versions
 
+FUSED = " fused norms"
+PRECISIONS = ["fp32", "fp16", f"fp16{FUSED}"]
+
 
 @dataclass(kw_only=True)
 class Row:
@@ -72,7 +75,8 @@ def latents(options: argparse.Namespace, pixels: int, precision: str, row: Row) 
             vae=vae,
             tokenizer=tokenizer,
             resolution=pixels,
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision.removesuffix(FUSED),  # type: ignore[arg-type]
+            fused_norms=precision.endswith(FUSED),
             workers=options.threads,
             batch=options.batch,
             least_psnr=-99.0,
@@ -202,7 +206,7 @@ def measured(options: argparse.Namespace) -> list[Row]:
     rows = []
     for work, fill, pixels in works:
         for precision in options.precisions:
-            if precision == "bf16" and fill is scores:
+            if fill is scores and precision not in ("fp32", "fp16"):
                 continue
             row = Row(work=work, precision=precision)
             print(f"{work}, {precision}", flush=True)
@@ -217,7 +221,7 @@ def measured(options: argparse.Namespace) -> list[Row]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, nargs="+", choices=(256, 512), default=[256, 512])
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "bf16"), default=["fp32", "fp16"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--pictures", type=int, default=4096, help="of a shard or unit")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, help="that decode beside encode_latents (default: its own choice)")
@@ -229,7 +233,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.pixels, options.pictures, options.batch, options.rounds, options.passes = [32], 20, 8, 1, 1
-        options.threads = 2
+        options.threads, options.precisions = 2, ["fp32", "fp16"]
     return options
 
 

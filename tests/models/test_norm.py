@@ -35,6 +35,29 @@ for channels, groups, height, width in ((8, 4, 1, 1), (64, 32, 5, 7), (40, 4, 11
                 told = (channels, groups, height, width, kind, shifted, number, float(ours_off), float(twin_off))
                 assert ours_off < close + 2 * twin_off, told
 """
+ENCODER = """
+import torch
+from diffusers import AutoencoderKL
+from bigdiff.models import norm
+from bigdiff.models.encoders import moments
+from bigdiff.models.halving import halved, moved
+torch.manual_seed(0)
+blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+vae = AutoencoderKL(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **blocks).eval()
+pixels = torch.rand(2, 3, 16, 24) * 2 - 1
+half = halved(vae, "fp16")
+with torch.inference_mode():
+    right, plain = moments(vae, pixels), moments(half, pixels.half())
+assert norm.fuse_alone(half, torch.device("cpu"), torch.float16) == ""
+calls = []
+kernels, count = norm.fused, lambda *given: calls.append(1) or kernels(*given)
+norm.fused = count
+with torch.inference_mode():
+    fused = moments(half, pixels.half())
+assert len(calls) == 2 * (2 + 2), len(calls)  # two blocks down and two in the middle, of two norms each
+off = moved(fused, right), moved(plain, right)
+assert 0 < off[0] < 2 * off[1], off
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +73,10 @@ def test_output_and_gradients_are_those_of_whole_precision() -> None:
 
 def test_a_unet_has_the_same_gradients_under_the_same_names() -> None:
     network({"norm": "fused", "channels_last": True}, {"_GroupNormSiLUBackward": 16}, "float32")
+
+
+def test_an_encoder_in_fp16_gives_the_same_moments() -> None:
+    interpreted(ENCODER)
 
 
 def test_a_device_without_the_kernels_keeps_torchs(world: World) -> None:

@@ -135,6 +135,18 @@ def test_weights_that_half_precision_cannot_hold_are_refused(
         encoders.rounding(replace(encoder, half=halved(encoder.vae, "fp16")), shown, KEYS)
 
 
+def test_norms_that_no_kernel_computes_are_refused(toy: Path) -> None:
+    names = {name: str(toy / name) for name in ("vae", "tokenizer")}
+    settings = Settings(**names, resolution=8, text_length=12, precision="fp16")
+    assert encoders.load(settings).half is not None
+    with pytest.raises(
+        UsageError, match=r"--fused-norms cannot be had: on cpu it does not run \(.*; encode without it"
+    ):
+        encoders.load(replace(settings, fused_norms=True))
+    with pytest.raises(UsageError, match="--fused-norms has no effect on --precision fp32"):
+        replace(settings, precision="fp32", fused_norms=True)
+
+
 def test_a_pass_on_a_gpu_is_an_even_part_of_the_batch_that_fits(encoder: Encoder, shown: torch.Tensor) -> None:
     cuda = replace(encoder, device=torch.device("cuda"), batch=64)
     assert encoder.at_once == 4 and cuda.at_once == 64
