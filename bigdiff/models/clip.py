@@ -91,6 +91,9 @@ class Clip:
         self._for_heads, self._quick = for_heads, for_heads or source.endswith("-quickgelu")
         self.fingerprint = self._describe()
         self._device, self._kind = device, torch.float32
+        found = [torch.tensor(one) for one in (self.preprocessing.mean, self.preprocessing.std)]
+        # there once: a copy with each batch would wait for the one before
+        self._statistics = {kind: [one.to(kind) for one in found] for kind in ("cpu", device.type)}
         network.to(device)
         if half:
             self._whole = self._probed()
@@ -131,7 +134,7 @@ class Clip:
 
     def _normalised(self, seen: Tensor) -> Tensor:
         """As torchvision's ToTensor and Normalize, where the bytes [B, S, S, 3] are."""
-        mean, std = (torch.tensor(one, device=seen.device) for one in (self.preprocessing.mean, self.preprocessing.std))
+        mean, std = self._statistics[seen.device.type]
         return (seen.float().div_(255).sub_(mean).div_(std)).permute(0, 3, 1, 2).contiguous()
 
     def _unit(self, features: Tensor) -> Tensor:
