@@ -20,6 +20,7 @@ ROW = {
     "decode": 400.0,
     "decode_one": 100.0,
     "threads": 4,
+    "waits": None,
     "flops": 10**12,
     "bytes": 10**9,
     "ended": "",

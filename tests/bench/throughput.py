@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Row:
     decode: float = 0.0
     decode_one: float = 0.0  # by one thread
     threads: int = 0
+    waits: int | None = None  # of the host for the device, while it starts a batch; 0 where two are in flight
     ended: str = ""
 
 
@@ -91,6 +93,8 @@ def latents(options: argparse.Namespace, pixels: int, precision: str, row: Row) 
         )
         shown = torch.randint(0, 256, (encoder.at_once, pixels, pixels, 3), dtype=torch.uint8, device=encoder.device)
         row.alone, row.tried = alone(options, encoder.device, len(shown), lambda: encoded(encoder, shown))
+        host = torch.zeros(shown.shape, dtype=torch.uint8, pin_memory=encoder.device.type == "cuda")
+        row.waits = waits(encoder.device, lambda: encoders.start(encoder, host))
         sources = latent_shard.places(latent_shard.read_table(images / "00000.parquet"))
         row.decode, row.decode_one = (
             options.pictures / seconds(lambda one=one: decoded(images, sources, one))  # type: ignore[misc]
@@ -137,6 +141,8 @@ def scores(options: argparse.Namespace, pixels: int, precision: str, row: Row) -
     values = torch.rand(options.batch, 3, side, side, device=clip._device).to(clip._kind)
     row.alone, row.tried = alone(options, clip._device, len(values), lambda: embedded(clip, values))
     contents = made.photos(pixels, options.pictures)
+    seen = [clip.seen(decode(content, STORED_PIXELS)) for content in contents[:8]]
+    row.waits = waits(clip._device, lambda: clip.start(seen))
     row.decode, row.decode_one = (
         options.pictures / seconds(lambda count=count: prepared(clip, contents, count))  # type: ignore[misc]
         for count in (row.threads, 1)
@@ -186,6 +192,20 @@ def alone(
         return plain, None
     with trying():
         return plain, rate()
+
+
+def waits(device: torch.device, work: Callable[[], object]) -> int | None:
+    """How often `work` makes the host wait for the device; None where nobody can tell."""
+    if device.type != "cuda":
+        return None
+    work()
+    settled(device)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        work()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in told)
 
 
 @contextmanager

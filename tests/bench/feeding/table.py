@@ -4,7 +4,18 @@ import math
 import statistics
 from typing import Any
 
-COLUMNS = ("pictures/s", "of limit", "goal 50 %", "alone", "of limit", "cudnn tries", "decoding", "a core", "threads")
+COLUMNS = (
+    "pictures/s",
+    "of limit",
+    "goal 50 %",
+    "alone",
+    "of limit",
+    "cudnn tries",
+    "decoding",
+    "a core",
+    "threads",
+    "waits",
+)
 NEAR = 0.9  # of the slower one alone: the path adds next to nothing to it
 
 
@@ -80,4 +91,5 @@ def _cells(row: dict[str, Any], ceiling: float) -> list[str]:
         f"{row['decode']:,.1f}",
         f"{row['decode_one']:,.1f}",
         str(row["threads"]),
+        "-" if row["waits"] is None else str(row["waits"]),
     ]
