@@ -34,7 +34,7 @@ quickstart: $(READY)
 	$(PYTHON) -m bigdiff.quickstart
 
 test: $(READY) test-packages
-	$(PYTHON) -m pytest -m "not bench"
+	$(PYTHON) tests/parts/halves.py
 
 bench: $(READY) $(BENCH)/litdata/.ready $(BENCH)/streaming/.ready
 	$(PYTHON) -m pytest -m bench tests/bench

@@ -1,0 +1,82 @@
+"""Two pytests beside each other, as `make test` runs them: their output, their status, their end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from halves import HALVES, ROOT
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import halves
+pytest = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--disable-plugin-autoload"]
+sys.exit(halves.run({file: [*pytest, file] for file in sys.argv[2:]}))
+"""
+TESTS = {
+    "passing": "def test_it(): print('quiet')",
+    "failing": "def test_it():\n    print('loud')\n    assert 1 == 2",
+    "waiting": """
+import pathlib, subprocess, time, pytest
+here = pathlib.Path(__file__)
+@pytest.fixture
+def daemon():
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    here.with_suffix(".pid").write_text(str(process.pid))
+    yield
+    process.kill()
+    process.wait()
+def test_it(daemon): time.sleep(600)
+""",
+}
+
+
+def start(folder: Path, *kinds: str) -> subprocess.Popen[str]:
+    files = [folder / f"test_{number}_{kind}.py" for number, kind in enumerate(kinds)]
+    for file, kind in zip(files, kinds, strict=True):
+        file.write_text(TESTS[kind])
+    words = [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "parts"), *map(str, files)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("kinds", [("passing", "failing"), ("failing", "passing")])
+def test_each_report_is_whole_and_each_status_counts(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    process = start(tmp_path, *kinds)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    for number, kind in enumerate(kinds):
+        file = tmp_path / f"test_{number}_{kind}.py"
+        report, said, _ = output.partition(f"\n{file}: exit status {int(kind == 'failing')}, ")
+        assert said and report.splitlines()[-1].strip("= ").startswith("1 failed" if kind == "failing" else "1 passed")
+    failures, _, summary = output.partition("= FAILURES =")[2].partition("short test summary")
+    assert "assert 1 == 2" in failures and "loud" in failures and "exit status" not in failures
+    assert summary and "quiet" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_end_with_what_they_started(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "waiting", "waiting")
+    try:
+        files = [tmp_path / f"test_{half}_waiting.pid" for half in range(2)]
+        deadline = time.monotonic() + 60
+        while not all(file.exists() and file.read_text() for file in files):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        daemons = [int(file.read_text()) for file in files]
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2 and output.count("exit status 2, ") == output.count("! KeyboardInterrupt !") == 2
+    assert not [daemon for daemon in daemons if Path(f"/proc/{daemon}").exists()]
+
+
+def test_each_folder_of_tests_is_in_one_half() -> None:
+    (apart, others) = HALVES.values()
+    assert [f"--ignore={folder}" for folder in apart] == list(others)
+    assert all((ROOT / folder / "conftest.py").is_file() for folder in apart)
