@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forking import run_ranks as run_ranks
 from PIL import Image
 
 from bigdiff.data import index, manifest
@@ -36,8 +37,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # a shell that starts the tests in the background has them, and all they start, ignore Ctrl-C, which tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
-
-Ranks = Callable[..., list[str]]
 
 
 def free_port() -> int:
@@ -100,25 +99,6 @@ def start_ranks(script: str, size: int, *arguments: str) -> list[subprocess.Pope
 def start_ranks_fixture() -> Callable[..., list[subprocess.Popen[str]]]:
     """Start a Python script as `size` ranks of one gloo group; the test ends them."""
     return start_ranks
-
-
-@pytest.fixture(scope="session")
-def run_ranks() -> Ranks:
-    """Run a Python script as `size` ranks of one gloo group; gives each rank's standard output."""
-
-    def run(script: str, size: int, *arguments: str, timeout: float = 300) -> list[str]:
-        processes = start_ranks(script, size, *arguments)
-        try:
-            results = [process.communicate(timeout=timeout) for process in processes]
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        for process, (_, errors) in zip(processes, results, strict=True):
-            assert process.returncode == 0, errors[-4000:]
-        return [output for output, _ in results]
-
-    return run
 
 
 @pytest.fixture(scope="session")
