@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from halves import HALVES, ROOT
+from halves import ALONE, ROOT, halves
 
 PROGRAM = """
 import sys
@@ -76,7 +76,11 @@ def test_both_end_with_what_they_started(tmp_path: Path, number: signal.Signals)
     assert not [daemon for daemon in daemons if Path(f"/proc/{daemon}").exists()]
 
 
-def test_each_folder_of_tests_is_in_one_half() -> None:
-    (apart, others) = HALVES.values()
-    assert [f"--ignore={folder}" for folder in apart] == list(others)
-    assert all((ROOT / folder / "conftest.py").is_file() for folder in apart)
+def test_each_test_is_in_one_half() -> None:
+    jobs, others = halves().values()
+    assert [f"--ignore={file}" for file in jobs] == others and not ALONE & {*jobs}
+    assert {*jobs} | ALONE == {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").glob("*/test_*.py")
+        if file.parent.name in ("cluster", "e2e")
+    }

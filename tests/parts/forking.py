@@ -77,8 +77,8 @@ class Forker:
         while self._line() != "ready":  # DeepSpeed prints that its operation is built
             pass
 
-    def run(self, script: str, size: int, arguments: tuple[str, ...], timeout: float) -> list[str]:
-        """Run it as `size` ranks of one gloo group; gives each one's standard output."""
+    def run(self, script: str, size: int, arguments: tuple[str, ...], status: int, timeout: float) -> list[str]:
+        """Run it as `size` ranks of one gloo group; gives what each wrote."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
@@ -100,8 +100,8 @@ class Forker:
                     os.killpg(pid, signal.SIGKILL)  # and what it has left
             codes = [self._ask({"wait": pid}) for pid in pids]
         for code, (_, err) in zip(codes, files, strict=True):
-            assert code == 0, err.read_text()[-4000:]
-        return [out.read_text() for out, _ in files]
+            assert code == status, err.read_text()[-4000:]
+        return [(err if status else out).read_text() for out, err in files]
 
     def close(self) -> None:
         with suppress(ProcessLookupError):
@@ -127,11 +127,14 @@ def _alive(pid: int) -> bool:
 
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[str]]]:
-    """Run a Python script as `size` ranks of one gloo group; gives each rank's standard output."""
+    """Run a Python script as `size` ranks of one gloo group; gives each rank's standard output.
+
+    Of ranks that are to end with another exit status than 0 it gives the standard error.
+    """
     forker = Forker(tmp_path_factory.mktemp("ranks"))
 
-    def run(script: str, size: int, *arguments: str, timeout: float = 300) -> list[str]:
-        return forker.run(script, size, arguments, timeout)
+    def run(script: str, size: int, *arguments: str, status: int = 0, timeout: float = 300) -> list[str]:
+        return forker.run(script, size, arguments, status, timeout)
 
     yield run
     forker.close()

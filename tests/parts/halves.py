@@ -1,6 +1,7 @@
 """All tests, in two processes beside each other: `python tests/parts/halves.py`, which `make test` runs.
 
-Jobs and runs of several processes mostly wait, for SLURM or for one another; the rest mostly computes, in one process.
+Jobs and runs of several ranks mostly wait, for SLURM or for one another; the rest mostly computes, in one process. The
+two took about as long as each other when this was written.
 """
 
 import os
@@ -16,9 +17,23 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[2]
-APART = ("tests/cluster", "tests/e2e")
 PYTEST = (sys.executable, "-m", "pytest", "-m", "not bench")
-HALVES = {" and ".join(APART): APART, "all others": tuple(f"--ignore={folder}" for folder in APART)}
+# whole runs, too, but of one rank or of none
+ALONE = {
+    f"tests/e2e/test_{name}.py"
+    for name in (
+        "build_shards",
+        "diffusers_step",
+        "frozen_and_text",
+        "kohya_step",
+        "latent_forms",
+        "pictures",
+        "spark",
+        "stream_kills",
+        "stream_memory",
+        "whole_pictures",
+    )
+}
 RULE = b"====="  # pytest draws one above its header, and one above each part of its report
 GRACE = 120.0  # seconds for the fixtures of an interrupted test to end what they started
 
@@ -57,6 +72,15 @@ class Half:
         return b"".join(now)
 
 
+def halves() -> dict[str, list[str]]:
+    """What pytest is told of each half: the files of the one, and to leave those out."""
+    files = {
+        str(file.relative_to(ROOT)) for part in ("cluster", "e2e") for file in ROOT.glob(f"tests/{part}/test_*.py")
+    }
+    jobs = sorted(files - ALONE)
+    return {"jobs and ranks": jobs, "all other tests": [f"--ignore={file}" for file in jobs]}
+
+
 def start(name: str, command: Sequence[str]) -> Half:
     # in a session of its own: Ctrl-C comes once, from here, and not a second time in the middle of a teardown
     process = subprocess.Popen(
@@ -76,31 +100,36 @@ def run(commands: dict[str, Sequence[str]]) -> int:
     SIGINT, SIGTERM and SIGHUP are passed on to each as SIGINT, upon which pytest runs its teardowns.
     """
     began, told = time.monotonic(), [0.0]
-    halves: list[Half] = []
+    running: list[Half] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         told[0] = told[0] or time.monotonic()
-        for half in halves:
+        for half in running:
             half.process.send_signal(signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    for name, command in commands.items():
-        if not told[0]:
-            halves.append(start(name, command))
-    while going := [half for half in halves if not half.ended]:
-        ready, _, _ = select.select([half.pipe for half in going], [], [], 1.0)
-        for half in going:
-            write(half.passed_on(half.pipe in ready))
-            if half.ended:
-                write(f"\n{half.name}: exit status {half.process.wait()}, {time.monotonic() - began:.0f} s\n".encode())
-        if told[0] and time.monotonic() > told[0] + GRACE:
-            kill(going)
-    return next((code for half in halves if (code := half.process.returncode)), 1 if told[0] else 0)
+    try:
+        for name, command in commands.items():
+            if not told[0]:
+                running.append(start(name, command))
+        while going := [half for half in running if not half.ended]:
+            ready, _, _ = select.select([half.pipe for half in going], [], [], 1.0)
+            for half in going:
+                write(half.passed_on(half.pipe in ready))
+                if half.ended:
+                    write(
+                        f"\n{half.name}: exit status {half.process.wait()}, {time.monotonic() - began:.0f} s\n".encode()
+                    )
+            if told[0] and time.monotonic() > told[0] + GRACE:
+                kill(going)
+    finally:  # the output is closed, say
+        interrupt(0, None)
+    return next((code for half in running if (code := half.process.returncode)), 1 if told[0] else 0)
 
 
-def kill(halves: list[Half]) -> None:
-    for half in halves:
+def kill(running: list[Half]) -> None:
+    for half in running:
         with suppress(ProcessLookupError):
             os.killpg(half.process.pid, signal.SIGKILL)
 
@@ -111,4 +140,4 @@ def write(output: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run({name: [*PYTEST, *words] for name, words in HALVES.items()}))
+    sys.exit(run({name: [*PYTEST, *words] for name, words in halves().items()}))
