@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -20,6 +21,7 @@ from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import enter
 from bigdiff.train import loop, setup
 speed.BACKEND = "aot_eager"
+sys.stderr = sys.stdout  # warnings, of a switch that is left out
 world = enter(60)
 for options in json.loads(sys.argv[2]):
     stage = load_stage(sys.argv[1], options)
@@ -87,13 +89,15 @@ def test_the_way_of_encoding_text_changes_no_loss(run_ranks: Ranks, toy: Path, t
 
 
 def test_kernels_for_transformer_blocks_find_gathered_weights(
-    run_ranks: Ranks, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_ranks: Callable[..., list[Popen[str]]], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported, so that no process may be forked
     with_ = {"plain": [], "scattered": ["speed.transformer=fused", "engine.zero_stage=3"]}
     runs = [run(name, tmp_path, [*settings, "log.every=1"], 3) for name, settings in with_.items()]
-    told = run_ranks(f"import sys\nsys.stderr = sys.stdout\n{TRAIN}", 2, str(toy / "stage.yaml"), json.dumps(runs))
-    assert "left out" not in "".join(told)
+    processes = start_ranks(TRAIN, 2, str(toy / "stage.yaml"), json.dumps(runs))
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert "left out" not in "".join(output for output, _ in told)
     plain, scattered = (losses(tmp_path, name) for name in with_)
     assert len(plain) == 3 and scattered == pytest.approx(plain, rel=1e-5)
 
