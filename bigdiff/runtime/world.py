@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -77,11 +78,13 @@ class World:
 
         `loss` is a scalar, this process's mean; the processes' shares of a step are equal.
         """
+        if self.size == 1:  # gloo takes as long for one process as for two
+            (alone,) = loss.view(1).tolist()
+            return Agreed(stop=stop, failed=failed, broken=int(not math.isfinite(alone)), loss=alone)
         mine = loss.detach().to(self.device, torch.float64)
         told = [torch.full_like(mine, float(one)) for one in (stop, failed)]  # filled there: nothing waits for the host
         words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine))
-        if self.size > 1:  # gloo takes as long for one process as for two
-            dist.all_reduce(words)
+        dist.all_reduce(words)
         stops, failures, broken, total = words.tolist()
         return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)
 
