@@ -27,9 +27,9 @@ from bigdiff.train.setup import building
 RESULTS = Path(__file__).parent / "results"
 STEPS, LOG = 600, 50  # a log line in so many steps, as by default
 COPIES = 100  # of each shard: the toy's own 96 samples would make each step an epoch, with a permutation of its own
-# Some 300 ms a step on one core, with about as much work per weight as in training: 124 x 16 positions of latents, where
-# a GPU has 32 x 4,096 for Stable Diffusion's 860 M weights. With less, the average's pass over the weights, which the
-# bare loop does not make, would count for more than it does.
+# Some 300 ms a step on one core, with about as much work per weight as in training: 124 x 16 positions of latents,
+# where a GPU has 32 x 4,096 for Stable Diffusion's 860 M weights. With less, the average's pass over the weights, which
+# the bare loop does not make, would count for more than it does.
 SIZES = [
     "model.unet.block_out_channels=[64,128]",
     "model.unet.norm_num_groups=16",
