@@ -314,6 +314,7 @@ class Named:
 
 RANKS = """
 import importlib.util, sys
+sys.path.insert(0, "tests/parts")
 spec = importlib.util.spec_from_file_location("cases", "tests/models/test_speed.py")
 cases = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cases)
