@@ -4,7 +4,8 @@ import torch
 from bigdiff.models.transfer import Results, aside, there
 
 CPU = torch.device("cpu")
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason=""))]
+WITHOUT = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: copies run on another stream")
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=WITHOUT)]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
