@@ -55,6 +55,8 @@ def test_each_report_is_whole_and_each_status_counts(tmp_path: Path, kinds: tupl
     failures, _, summary = output.partition("= FAILURES =")[2].partition("short test summary")
     assert "assert 1 == 2" in failures and "loud" in failures and "exit status" not in failures
     assert summary and "quiet" not in output
+    # at the very end, what a machine keeps that keeps the end alone
+    assert "_failing.py::test_it" in output.rpartition("_failing.py, once more:\nFAILED ")[2].splitlines()[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

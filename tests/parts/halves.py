@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
@@ -62,6 +63,15 @@ class Half:
         # what outlives a pytest may hold its pipe open: its end is then that nothing comes
         self.ended = ready or self.process.poll() is not None
         return b"".join([*self.report, self.line + b"\n" if self.line else b""]) if self.ended else b""
+
+    def failures(self) -> bytes:
+        """Which of its tests failed, and why, as pytest's summary has it: at most the last 8,000 bytes of that."""
+        if not self.process.wait():
+            return b""
+        _, _, after = b"".join(self.report).rpartition(b" short test summary info ")
+        summary = takewhile(lambda line: not line.startswith(b"="), after.splitlines(True)[1:])
+        failed = b"".join(line for line in summary if not line.startswith(b"SKIPPED"))
+        return f"\n{self.name}, once more:\n".encode() + (failed or b"".join(self.report[-20:]))[-8000:]
 
     def _lines(self, output: bytes) -> bytes:
         *lines, self.line = (self.line + output).split(b"\n")
@@ -123,6 +133,8 @@ def run(commands: dict[str, Sequence[str]]) -> int:
                     )
             if told[0] and time.monotonic() > told[0] + GRACE:
                 kill(going)
+        # a machine that keeps but the end of the output shall have them
+        write(b"".join(half.failures() for half in running))
     finally:  # the output is closed, say
         interrupt(0, None)
     return next((code for half in running if (code := half.process.returncode)), 1 if told[0] else 0)
