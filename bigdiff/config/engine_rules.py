@@ -34,32 +34,24 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             speed.channels_last and not stage.engine.channels_last,
             "speed.channels_last keeps what engine.channels_last=false does not begin: set both, or none",
         ),
-        (
-            stage.engine.zero_stage == 3 and speed.compile != "none",
-            f"speed.compile={speed.compile} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
-            f"take stage 1 or 2",
-        ),
-        (
-            stage.engine.zero_stage == 3 and speed.norm != "plain",
-            f"speed.norm={speed.norm} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
-            f"take stage 1 or 2",
-        ),
-        (
-            stage.engine.zero_stage == 3 and speed.linear != "plain",
-            f"speed.linear={speed.linear} needs whole weights, which engine.zero_stage=3 gathers layer by layer: "
-            f"take stage 1 or 2",
+        *(
+            (
+                stage.engine.zero_stage == 3 and getattr(speed, name) != getattr(Speed(), name),
+                f"speed.{name}={getattr(speed, name)} needs whole weights, which engine.zero_stage=3 gathers layer by "
+                f"layer: take stage 1 or 2",
+            )
+            for name in ("compile", "norm", "linear")
         ),
         (
             speed.norm == "fused" and not speed.channels_last,
             "speed.norm=fused is computed in channels_last: set speed.channels_last=true",
         ),
-        (
-            speed.norm == "fused" and speed.compile != "none",
-            f"speed.norm=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
-        ),
-        (
-            speed.transformer == "fused" and speed.compile != "none",
-            f"speed.transformer=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
+        *(
+            (
+                getattr(speed, name) == "fused" and speed.compile != "none",
+                f"speed.{name}=fused and speed.compile={speed.compile} fuse the same operations: set one of them",
+            )
+            for name in ("norm", "transformer")
         ),
         (
             speed.transformer == "fused" and stage.model.unet.cross_attention_dim == 0,
