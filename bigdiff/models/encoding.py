@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from transformers import CLIPTextModel
 
+from bigdiff.models import checked
 from bigdiff.models.agreement import TOLERANCE, WIDER
 from bigdiff.models.encoders import text_states
 from bigdiff.models.speed import beginning
@@ -27,12 +28,10 @@ def compiled(
     Where it does not give the plain states on all ranks: None, and a sentence that says why.
     """
     encode = _compiled(text_encoder, backend)
-    told = world.gather(_tried(text_encoder, encode, tokens))
-    rank = next((number for number, reason in enumerate(told) if reason), None)
-    if rank is None:
+    problem = checked.located(_tried(text_encoder, encode, tokens), world)
+    if not problem:
         return encode, ""
-    where = f" on rank {rank}" if world.size > 1 else ""
-    return None, f"speed.text_encoder=compiled is left out, and text is encoded uncompiled{where}: {told[rank]}"
+    return None, f"speed.text_encoder=compiled is left out, and text is encoded uncompiled{problem}"
 
 
 def _compiled(text_encoder: CLIPTextModel, backend: str | Callable[..., Any]) -> Encode:

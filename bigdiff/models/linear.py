@@ -14,6 +14,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bigdiff.models import checked
+from bigdiff.models.checked import Case
 from bigdiff.models.components import AnyUNet
 from bigdiff.runtime.world import World
 
@@ -96,7 +98,7 @@ def narrow(unet: AnyUNet, which: str, world: World) -> str:
     """
     layers = linears(unet)
     found = [layer for layer in layers if fits(layer) and (which == "fp8" or pays(layer))]
-    problem = next((one for one in world.gather(_problem(found, unet.device, unet.dtype)) if one), "")
+    problem = checked.anywhere(_problem(found, unet.device, unet.dtype), world)
     if problem:
         return f"speed.linear={which} is left out: {problem}"
     if not found:
@@ -145,24 +147,10 @@ def _problem(layers: list[nn.Linear], device: torch.device, kind: torch.dtype) -
     """What is wrong with fp8 on this device, or "": each shape of layer against fp32."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has no products of fp8; compute capability 8.9 and above have"
-    try:
-        for wide, high in sorted({(layer.in_features, layer.out_features) for layer in layers}):
-            if not all(error <= close for error, close in zip(errors(wide, high, device, kind), _CLOSE, strict=True)):
-                return f"on {device.type} in {str(kind).removeprefix('torch.')} it computes something else"
-    except Exception as error:  # noqa: BLE001 (of a library, a driver: the run goes on without)
-        return f"on {device.type} it does not run ({' '.join(str(error).split()) or type(error).__name__})"
-    return ""
-
-
-def errors(wide: int, high: int, device: torch.device, kind: torch.dtype) -> list[float]:
-    """Relative L2 distance from fp32, of the output and the gradients of input, weight and bias, for normal numbers."""
-    random = torch.Generator().manual_seed(0)
-    shapes = ((3, 11, wide), (high, wide), (high,), (3, 11, high))  # 33 rows: the weight's gradient is filled up
-    drawn = [torch.randn(shape, generator=random).to(device, kind) for shape in shapes]
-    found: list[Tensor] = []
-    known: list[Tensor] = []
-    for how, to, into in ((linear, kind, found), (functional.linear, torch.float32, known)):
-        inputs = [one.detach().to(to).requires_grad_() for one in drawn[:3]]
-        out = how(*inputs)
-        into += [out.detach(), *torch.autograd.grad(out, inputs, drawn[3].to(to))]
-    return [float((one.float() - other).norm() / other.norm()) for one, other in zip(found, known, strict=True)]
+    sides = sorted({(layer.in_features, layer.out_features) for layer in layers})
+    cases = [
+        # 33 rows: the weight's gradient is filled up
+        Case(fused=linear, eager=functional.linear, shapes=((3, 11, wide), (high, wide), (high,)), close=_CLOSE)
+        for wide, high in sides
+    ]
+    return checked.alone(cases, device, kind)

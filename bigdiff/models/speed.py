@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigdiff.config.speed import Speed
-from bigdiff.models import agreement, geglu, layer_norm, layout, linear, norm
+from bigdiff.models import agreement, checked, geglu, layer_norm, layout, linear, norm
 from bigdiff.models.agreement import Sample
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.denoiser import Denoiser
@@ -173,16 +173,14 @@ def compiled(
     A run that does not compile is slower by a part. One that refused would lose nodes for which it waited in a queue.
     """
     compile_unet(denoiser.unet, how, backend, graphs)
-    told = world.gather(_tried(denoiser, samples, graphs))
-    rank = next((number for number, reason in enumerate(told) if reason), None)
-    if rank is None:
+    problem = checked.located(_tried(denoiser, samples, graphs), world)
+    if not problem:
         return ""
     uncompile(denoiser.unet)
-    where = f" on rank {rank}" if world.size > 1 else ""
     if graphs:
         torch.compiler.reset()  # with the memory of what was captured
-        return f"speed.cuda_graphs is left out{where}: {told[rank]}"
-    return f"speed.compile={how} is left out, and the UNet trains uncompiled{where}: {told[rank]}"
+        return f"speed.cuda_graphs is left out{problem}"
+    return f"speed.compile={how} is left out, and the UNet trains uncompiled{problem}"
 
 
 def _tried(denoiser: Denoiser, samples: Iterable[Sample], graphs: bool) -> str:

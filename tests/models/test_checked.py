@@ -1,11 +1,10 @@
 """What a run finds out about a kernel before it relies on it; functions of torch stand for kernels, right and wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from bigdiff.models import checked
@@ -13,13 +12,6 @@ from bigdiff.models.checked import Case
 from bigdiff.runtime.world import World
 
 ELSE = "on cpu in float32 it computes something else"
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:

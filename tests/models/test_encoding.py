@@ -1,11 +1,10 @@
 """A compiled text encoder: the plain one's states, or the plain one with a sentence."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bigdiff.models import encoding
@@ -14,13 +13,6 @@ from bigdiff.runtime.world import World
 
 TOKENS = torch.randint(1000, (3, 12), generator=torch.Generator().manual_seed(0))
 KINDS = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def encoder(kind: torch.dtype = torch.float32) -> CLIPTextModel:

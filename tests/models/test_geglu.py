@@ -1,10 +1,7 @@
 """GEGLU by kernels without a GPU: by Triton's interpreter, in a process of its own."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import UNet2DModel
 from diffusers.models.activations import GEGLU
 from torch import nn
@@ -32,13 +29,6 @@ for shape in ((1, 2), (3, 5, 80), (2, 9, 600), (8, 512)):
                 off = float((ours.double() - right).norm() / right.norm())
                 assert off < close, (shape, kind, off)
 """
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def layers() -> nn.Sequential:

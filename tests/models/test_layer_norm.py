@@ -1,10 +1,7 @@
 """LayerNorm by kernels without a GPU: by Triton's interpreter, in a process of its own."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from triton_runs import interpreted
@@ -42,13 +39,6 @@ behind = (1 + torch.randn(8192, 8)).bfloat16()
 found = checked.gradients(partial(layer_norm.fused, 1e-5), [x, weight, bias], behind)
 assert torch.allclose(found[3].double(), behind.double().sum(0), rtol=4e-3)
 """
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def network(kind: torch.dtype = torch.float32) -> nn.Sequential:

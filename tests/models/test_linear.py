@@ -1,12 +1,10 @@
 """fp8 linear layers: against exact arithmetic on the same rounded operands, and in a whole UNet."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 from torch.nn import functional
@@ -21,13 +19,6 @@ from bigdiff.runtime.world import World
 
 CPU = torch.device("cpu")
 KINDS = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=CPU)
-    dist.destroy_process_group()
 
 
 def denoiser(kind: torch.dtype = torch.float32, width: int = 16) -> Denoiser:

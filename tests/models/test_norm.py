@@ -1,10 +1,7 @@
 """The fused norm without a GPU: by Triton's interpreter, in a process of its own."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import UNet2DModel
 from triton_runs import interpreted, network
 
@@ -58,13 +55,6 @@ assert len(calls) == 2 * (2 + 2), len(calls)  # two blocks down and two in the m
 off = moved(fused, right), moved(plain, right)
 assert 0 < off[0] < 2 * off[1], off
 """
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def test_output_and_gradients_are_those_of_whole_precision() -> None:

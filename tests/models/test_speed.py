@@ -1,13 +1,12 @@
 """Each switch on a small UNet: the same numbers, the same names, and a sentence where it cannot be."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch._dynamo.backends.common import aot_autograd
@@ -23,13 +22,6 @@ from bigdiff.runtime.world import World
 
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 KINDS = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def denoiser(kind: torch.dtype = torch.float32) -> Denoiser:
