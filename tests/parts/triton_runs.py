@@ -121,15 +121,16 @@ def network(switches: dict[str, str | bool], functions: dict[str, int], kind: st
 
 def interpreted(script: str, *arguments: str) -> None:
     """Raises what `script` raises."""
-    _run(NEAREST + script, *arguments, TRITON_INTERPRET="1")
+    run(NEAREST + script, *arguments, TRITON_INTERPRET="1")
 
 
 def compiled(case: Kernels, capability: str, kind: str, cache: Path) -> None:
     """Raises what compiling for a GPU of that capability raises."""
-    _run(COMPILED, json.dumps(asdict(case)), capability, kind, TRITON_CACHE_DIR=str(cache))
+    run(COMPILED, json.dumps(asdict(case)), capability, kind, TRITON_CACHE_DIR=str(cache))
 
 
-def _run(script: str, *arguments: str, **environment: str) -> None:
+def run(script: str, *arguments: str, **environment: str) -> None:
+    """Raises what `script` raises, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,

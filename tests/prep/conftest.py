@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from networks import tiny_clip as tiny_clip
 from PIL import Image
 
@@ -20,8 +21,10 @@ from bigdiff.config.prep import Download, Pack, Prep
 from bigdiff.config.scoring import Scorer, Scoring
 from bigdiff.data import manifest
 from bigdiff.data.damage import Tombstones
+from bigdiff.models import components
 from bigdiff.prep.assemble import assemble
 from bigdiff.prep.buckets import fit
+from bigdiff.prep.encoder import Encoder
 from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.layout import Layout
 from bigdiff.prep.pack import Task, write_shard
@@ -35,6 +38,20 @@ from bigdiff.runtime.workers import Workers
 # One row as a download leaves it: its bytes, the cause why there are none, or nothing: img2dataset lost it.
 Fetched = bytes | str | None
 Downloaded = Callable[..., Layout]
+
+
+@pytest.fixture
+def encoder(toy: Path) -> Encoder:
+    """Of the toy's networks, without text states."""
+    return Encoder(
+        vae=components.load_vae(str(toy / "vae")),
+        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
+        resolution=16,
+        batch=4,
+        device=torch.device("cpu"),
+        threads=1,
+        least_psnr=0.0,
+    )
 
 
 @pytest.fixture

@@ -18,19 +18,6 @@ KEYS = ["a", "b", "c"]
 
 
 @pytest.fixture
-def encoder(toy: Path) -> Encoder:
-    return Encoder(
-        vae=components.load_vae(str(toy / "vae")),
-        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
-        resolution=16,
-        batch=4,
-        device=torch.device("cpu"),
-        threads=1,
-        least_psnr=0.0,
-    )
-
-
-@pytest.fixture
 def shown() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8))
 

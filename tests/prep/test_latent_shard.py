@@ -26,19 +26,6 @@ from bigdiff.prep.encoder import Encoded, Encoder
 ImageSet = Callable[..., Path]
 
 
-@pytest.fixture
-def encoder(toy: Path) -> Encoder:
-    return Encoder(
-        vae=components.load_vae(str(toy / "vae")),
-        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
-        resolution=16,
-        batch=4,
-        device=torch.device("cpu"),
-        threads=1,
-        least_psnr=0.0,
-    )
-
-
 def stored(folder: Path, name: str = "00000") -> list[dict[str, object]]:
     """The samples of a shard as stock webdataset gives them."""
     return list(webdataset.WebDataset(str(folder / f"{name}.tar"), shardshuffle=False, empty_check=False))

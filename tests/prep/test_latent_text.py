@@ -14,17 +14,8 @@ from bigdiff.prep.encoder import Encoder
 
 
 @pytest.fixture
-def encoder(toy: Path) -> Encoder:
-    return Encoder(
-        vae=components.load_vae(str(toy / "vae")),
-        tokenizer=components.load_tokenizer(str(toy / "tokenizer"), 12),
-        resolution=16,
-        batch=4,
-        device=torch.device("cpu"),
-        threads=1,
-        least_psnr=0.0,
-        text_encoder=components.load_text_encoder(str(toy / "text_encoder")),
-    )
+def encoder(encoder: Encoder, toy: Path) -> Encoder:
+    return replace(encoder, text_encoder=components.load_text_encoder(str(toy / "text_encoder")))
 
 
 def test_states_are_the_text_encoders_and_those_of_no_caption_have_a_file(encoder: Encoder) -> None:

@@ -1,13 +1,11 @@
 """Our kernels of random numbers without a GPU: run by Triton's interpreter, and compiled for GPUs that are not here."""
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from triton_runs import run
 
 from bigdiff.runtime import seeding
 
@@ -43,18 +41,6 @@ for kernel, out in ((draws.words_kernel, "*i64"), (draws.normal_kernel, "*fp32")
         made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
         assert len(made.asm["cubin"]) > 1000
 """
-
-
-def run(script: str, *arguments: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_kernels_draw_what_torch_draws() -> None:
