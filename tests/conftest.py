@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forking import engine_forker as engine_forker
 from forking import run_ranks as run_ranks
 from PIL import Image
 

@@ -3,58 +3,18 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
+from forking import alive
 
-FORKER = """
-import gc, json, os, sys, traceback
-sys.path.insert(0, sys.argv[1])
-exec(sys.argv[2])
-
-def rank(job):
-    os.environ.update(job["environment"])
-    for number, name in ((1, "out"), (2, "err")):
-        file = os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, number)
-    sys.argv = ["rank", *job["arguments"]]
-    exec(compile("from toy_run import *\\n" + job["script"], "rank", "exec"), {"__name__": "rank"})
-
-gc.freeze()
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    if "wait" in job:
-        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            rank(job)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    print(child, flush=True)
-"""
-
-ENGINE = """
-import toy_run, bigdiff.engine.deepspeed
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-ShareMemCommBuilder().load(verbose=False)
-"""
+TOY = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import toy_run\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +22,7 @@ class Rank:
     pid: int
     out: Path
     err: Path
-    forker: "Forker"
+    forker: forking.Forker
 
     def told(self) -> list[dict[str, Any]]:
         """Its whole lines so far."""
@@ -71,7 +31,7 @@ class Rank:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def alive(self) -> bool:
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return alive(self.pid)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
@@ -82,47 +42,22 @@ class Rank:
         while self.alive():
             assert time.monotonic() < deadline, f"still runs: {self.err.read_text()[-2000:]}"
             time.sleep(0.005)
-        return int(self.forker.ask({"wait": self.pid}))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return self.forker.wait(self.pid)
 
 
 class Forker:
-    def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
-        self.process, self.folder, self.count = process, folder, 0
-        assert self._line() == "ready"
+    """Starts scripts of the toy run."""
 
-    def ask(self, job: dict[str, Any]) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return self._line()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line, "the forking process has ended"
-        return line
+    def __init__(self, process: forking.Forker, folder: Path) -> None:
+        self._process, self._folder, self._count = process, folder, 0
 
     def start(self, script: str, size: int, *arguments: object) -> list[Rank]:
         """Start a script, after `from toy_run import *`, as `size` ranks of one gloo group."""
-        port, ranks, self.count = free_port(), [], self.count + 1
-        for rank in range(size):
-            values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-            out, err = (self.folder / f"{self.count}-{rank}.{end}" for end in ("out", "err"))
-            job = {
-                "script": script,
-                "arguments": [str(one) for one in arguments],
-                "environment": {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in values.items()}},
-                "out": str(out),
-                "err": str(err),
-            }
-            ranks.append(Rank(pid=int(self.ask(job)), out=out, err=err, forker=self))
-        return ranks
+        files, self._count = forking.pairs(self._folder, self._count, size), self._count + 1
+        pids = self._process.start("from toy_run import *\n" + script, [str(one) for one in arguments], files)
+        return [
+            Rank(pid=pid, out=out, err=err, forker=self._process) for pid, (out, err) in zip(pids, files, strict=True)
+        ]
 
     def run(self, script: str, size: int, *arguments: object) -> list[list[dict[str, Any]]]:
         """Run it to its end; gives each rank's lines."""
@@ -133,31 +68,23 @@ class Forker:
 
 
 @contextmanager
-def forking(folder: Path, before: str = "import toy_run") -> Iterator[Forker]:
-    """A forking process that has done `before`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKER, str(Path(__file__).parent), before],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def started(folder: Path, before: str = "") -> Iterator[Forker]:
+    """A forking process that has imported the toy run, and done `before`."""
+    process = forking.Forker(TOY + before)
     try:
         yield Forker(process, folder)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.close()
 
 
 @pytest.fixture(scope="session")
 def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    with forking(tmp_path_factory.mktemp("ranks")) as found:
+    with started(tmp_path_factory.mktemp("toys")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
     """As `forker`, with the engine imported and DeepSpeed's CPU collective loaded."""
-    with forking(tmp_path_factory.mktemp("engines"), ENGINE) as found:
+    with started(tmp_path_factory.mktemp("engines"), forking.ENGINE) as found:
         yield found

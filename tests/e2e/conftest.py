@@ -7,18 +7,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from forking import Forker, alive
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN_ALL = """
 import json, sys
 from pathlib import Path
@@ -37,81 +34,20 @@ for options in json.loads(sys.argv[1]):
     except UsageError as error:
         print("refused", stage.name, error)
 """
-FORKER = """
-import gc, json, os, sys, traceback
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-from deepspeed.runtime.zero.muon import muon_optimizer  # each engine would import it, and torch's compiler with it
+TRAIN_TOY = """
+import sys
 from bigdiff.config.errors import RunError
 from bigdiff.config.load import load_stage
 from bigdiff.train.setup import train_stage
-
-def rank(job):
-    os.environ.update(job["environment"])
-    os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1)
-    os.dup2(1, 2)
-    exec(job["before"], {})
-    outcome = train_stage(load_stage(job["stage"], job["arguments"]))
-    print("finished" if outcome.finished else "stopped", outcome.step, flush=True)
-
-ShareMemCommBuilder().load(verbose=False)
-gc.collect()
-gc.freeze()
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    if "wait" in job:
-        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            rank(job)
-            status = 0
-        except RunError as error:
-            print("failed:", error, flush=True)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    print(child, flush=True)
+_, stage, before, *arguments = sys.argv
+exec(before, {})
+try:
+    outcome = train_stage(load_stage(stage, arguments))
+except RunError as error:
+    print("failed:", error, flush=True)
+    sys.exit(1)
+print("finished" if outcome.finished else "stopped", outcome.step, flush=True)
 """
-
-
-class Forker:
-    """The process that forks ranks; it reaps one only when asked, so that no number is given away again before."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", FORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            cwd=ROOT,
-        )
-        line = self._line()
-        while line != "ready":  # DeepSpeed prints that its operation is built
-            line = self._line()
-
-    def ask(self, job: dict[str, Any]) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return int(self._line())
-
-    def close(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line, "the forking process has ended"
-        return line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +60,7 @@ class Ranks:
 
     def alive(self) -> list[int]:
         """Those that have not ended."""
-        return [pid for pid in self.pids if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]
+        return [pid for pid in self.pids if alive(pid)]
 
     def ended(self, seconds: float = 120) -> bool:
         """Whether all end within so many seconds."""
@@ -146,7 +82,7 @@ class Ranks:
 
     def codes(self) -> list[int]:
         """The exit codes, when all have ended; their numbers may be given away again, and are forgotten."""
-        found = [self.forker.ask({"wait": pid}) for pid in self.pids]
+        found = [self.forker.wait(pid) for pid in self.pids]
         self.pids.clear()
         return found
 
@@ -156,32 +92,16 @@ class Ranks:
         return int(told[-1]) if told else 0
 
 
-@pytest.fixture(scope="session")
-def forker() -> Iterator[Forker]:
-    found = Forker()
-    yield found
-    found.close()
-
-
 @pytest.fixture
-def start(forker: Forker, free_port: Callable[[], int], toy: Path, tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+def start(engine_forker: Forker, toy: Path, tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """Start ranks of the toy stage, with runs in `tmp_path`; each does `before` first."""
     started: list[Ranks] = []
 
     def begin(size: int, *arguments: str, before: str = "") -> Ranks:
-        port, number, pids = str(free_port()), len(started), []
-        logs = [tmp_path / f"log-{number:02d}-{rank}" for rank in range(size)]
-        for rank, log in enumerate(logs):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-            job = {
-                "environment": {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-                "log": str(log),
-                "before": before,
-                "stage": str(toy / "stage.yaml"),
-                "arguments": [f"runs={tmp_path}", *arguments],
-            }
-            pids.append(forker.ask(job))
-        started.append(Ranks(pids=pids, logs=logs, forker=forker))
+        logs = [tmp_path / f"log-{len(started):02d}-{rank}" for rank in range(size)]
+        words = [str(toy / "stage.yaml"), before, f"runs={tmp_path}", *arguments]
+        pids = engine_forker.start(TRAIN_TOY, words, [(log, log) for log in logs])
+        started.append(Ranks(pids=pids, logs=logs, forker=engine_forker))
         return started[-1]
 
     yield begin
