@@ -11,15 +11,25 @@ import pytest
 from halves import ALONE, ROOT, halves
 
 PROGRAM = """
-import sys
+import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import halves
 pytest = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--disable-plugin-autoload"]
-sys.exit(halves.run({file: [*pytest, file] for file in sys.argv[2:]}))
+commands = {file: [*pytest, "-rf", file] for file in sys.argv[3:]}
+sys.exit(halves.decided(commands, pathlib.Path(sys.argv[2])))
 """
 TESTS = {
     "passing": "def test_it(): print('quiet')",
     "failing": "def test_it():\n    print('loud')\n    assert 1 == 2",
+    "unsteady": """
+import pathlib
+def test_once():
+    before = pathlib.Path(__file__ + ".before")
+    if not before.exists():
+        before.touch()
+        assert before is None
+def test_other(): pass
+""",
     "waiting": """
 import pathlib, subprocess, time, pytest
 here = pathlib.Path(__file__)
@@ -39,7 +49,7 @@ def start(folder: Path, *kinds: str) -> subprocess.Popen[str]:
     files = [folder / f"test_{number}_{kind}.py" for number, kind in enumerate(kinds)]
     for file, kind in zip(files, kinds, strict=True):
         file.write_text(TESTS[kind])
-    words = [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "parts"), *map(str, files)]
+    words = [sys.executable, "-c", PROGRAM, str(ROOT / "tests" / "parts"), str(folder / "caches"), *map(str, files)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
@@ -57,6 +67,14 @@ def test_each_report_is_whole_and_each_status_counts(tmp_path: Path, kinds: tupl
     assert summary and "quiet" not in output
     # at the very end, what a machine keeps that keeps the end alone
     assert "_failing.py::test_it" in output.rpartition("_failing.py, once more:\nFAILED ")[2].splitlines()[0]
+
+
+def test_what_failed_beside_others_is_decided_alone(tmp_path: Path) -> None:
+    process = start(tmp_path, "unsteady", "passing", "unsteady")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert output.count("1 failed, 1 passed") == 2 and output.count("1 passed, 1 deselected") == 2
+    assert output.count("passed alone, failed beside others: ") == 2 and output.rstrip().endswith("::test_once")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

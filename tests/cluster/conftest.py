@@ -129,7 +129,7 @@ class Slurm:
     def run(self, *words: str) -> str:
         """The output of a client; without its daemon it would wait for minutes."""
         told = subprocess.run(
-            words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=30, check=False
+            words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=120, check=False
         )
         return told.stdout
 
@@ -194,10 +194,10 @@ class Job:
     def shown(self) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S*)", self.slurm.run("scontrol", "show", "job", "-o", self.number)))
 
-    def wait(self, *, step: int, seconds: float = 120) -> None:
+    def wait(self, *, step: int, seconds: float = 300) -> None:
         self.until(lambda: self.metrics() and self.metrics()[-1]["step"] >= step, f"step {step}", seconds)
 
-    def end(self, seconds: float = 120) -> tuple[str, str, int]:
+    def end(self, seconds: float = 300) -> tuple[str, str, int]:
         """State, exit code and number of restarts, once the job has ended and its processes are gone."""
         going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
         self.until(lambda: self.shown()["JobState"] not in going, "end", seconds)
@@ -209,7 +209,7 @@ class Job:
         whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
         return [json.loads(line) for line in whole.splitlines()]
 
-    def rank_1(self, seconds: float = 60) -> int:
+    def rank_1(self, seconds: float = 180) -> int:
         found: list[int] = []
         self.until(lambda: found.extend(self.ranks("1")) or found, "rank 1", seconds)
         return found[0]
@@ -324,7 +324,7 @@ def _ports(count: int) -> list[int]:
 
 
 def _until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end, f"no {what} in 30 seconds"
+        assert time.monotonic() < end, f"no {what} in two minutes"
         time.sleep(0.05)

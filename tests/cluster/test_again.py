@@ -179,14 +179,14 @@ def lines(folder: Path, state: str, status: int) -> subprocess.Popen[str]:
 
 def test_a_success_is_left_alone(tmp_path: Path) -> None:
     script = lines(tmp_path, "RUNNING", 0)
-    assert script.communicate(timeout=60)[1] == ""
+    assert script.communicate(timeout=180)[1] == ""
     assert script.returncode == 0 and not (tmp_path / "told").exists()
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT"])
 def test_a_job_that_slurm_ends_is_left_to_it(tmp_path: Path, state: str) -> None:
     script = lines(tmp_path, state, 143)
-    assert f"status 143, and the job is {state}" in script.communicate(timeout=60)[1]
+    assert f"status 143, and the job is {state}" in script.communicate(timeout=180)[1]
     assert script.returncode == 1
     assert (tmp_path / "told").read_text() == "show job -o 17\n"
     assert not (tmp_path / "run" / "logs" / RECORD).exists()
@@ -194,7 +194,7 @@ def test_a_job_that_slurm_ends_is_left_to_it(tmp_path: Path, state: str) -> None
 
 def test_a_crashed_job_is_requeued_and_waits_for_its_end(tmp_path: Path) -> None:
     script = lines(tmp_path, "RUNNING", 137)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not (tmp_path / "told").exists() or "requeue 17" not in (tmp_path / "told").read_text():
         assert time.monotonic() < end and script.poll() is None
         time.sleep(0.05)
@@ -211,7 +211,7 @@ def test_the_sentence_and_the_status_of_unusable_input(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     cloudpickle_dump(("error", trace(UsageError("data.latents is missing")).text), folder / "17_0_result.pkl")
     script = lines(tmp_path, "RUNNING", 1)
-    told = script.communicate(timeout=60)[1]
+    told = script.communicate(timeout=180)[1]
     assert script.returncode == 2
     assert told.startswith("error: data.latents is missing; this would come again")
     assert "requeue" not in (tmp_path / "told").read_text().split()

@@ -149,7 +149,7 @@ def test_options_that_do_not_belong_together(tmp_path: Path, monkeypatch: pytest
 
 
 def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

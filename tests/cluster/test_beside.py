@@ -23,7 +23,7 @@ os.rename(sys.argv[1] + "~", sys.argv[1])
 """
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -29,7 +29,7 @@ def test_a_run_that_is_killed_requeued_and_warned_ends_as_one_that_nothing_happe
     (crash,) = crashes(job.run / "logs")
     assert crash.status == 128 + signal.SIGKILL and crash.kind == "passing" and crash.nodes == "n[1-2]"
     assert 40 <= crash.step <= 120 and crash.step % EVERY == 0
-    assert 0 < crash.time - killed < 20
+    assert killed < crash.time < time.time()
     assert f"crash 1 of at most 3 in a row without a checkpoint after step {crash.step}" in job.log()
     assert [line["step"] for line in job.metrics()] == list(range(1, 301))
     assert job.losses() == plain.losses()
@@ -49,7 +49,7 @@ def test_a_stage_that_cannot_run_fails_once_with_its_sentence(
 def test_a_rank_that_dies_at_each_start_is_given_up(slurm: Slurm, start: Callable[..., Any], tmp_path: Path) -> None:
     job = start("dying", max_crashes=2)
     for restarts in range(2):
-        job.until(lambda number=restarts: job.shown()["Restarts"] == str(number), "restart", 60)
+        job.until(lambda number=restarts: job.shown()["Restarts"] == str(number), "restart", 240)
         os.kill(job.rank_1(), signal.SIGKILL)
     assert job.end() == ("FAILED", "1:0", 1)
     found = crashes(job.run / "logs")
@@ -63,7 +63,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, start: Callable[..., Any]
     job.rank_1()
     slurm.run("scancel", job.number)
     assert job.end()[0] == "CANCELLED"
-    job.until(lambda: not list(job.ranks("1")), "end of its processes", 30)
+    job.until(lambda: not list(job.ranks("1")), "end of its processes", 120)
     assert job.end()[0] == "CANCELLED" and job.end()[2] == 0
     assert not (job.run / "logs" / RECORD).exists()
 
@@ -77,11 +77,11 @@ def test_a_node_that_differs_is_left_out_and_one_that_fails_twice_where_there_ar
     (slurm.folder / "n2.env").write_text(f"echo export PYTHONPATH={tmp_path / 'own'}\n")
     try:
         job = start("choosing", "batch.total=12", "steps=40", nodes=3, max_crashes=9)
-        job.until(lambda: job.shown()["ExcNodeList"] == "n2" and job.shown()["JobState"] == "RUNNING", "exclusion", 90)
+        job.until(lambda: job.shown()["ExcNodeList"] == "n2" and job.shown()["JobState"] == "RUNNING", "exclusion", 300)
     finally:
         (slurm.folder / "n2.env").unlink()
     for restarts in (1, 2):
-        job.until(lambda number=restarts: job.shown()["Restarts"] == str(number), "restart", 90)
+        job.until(lambda number=restarts: job.shown()["Restarts"] == str(number), "restart", 240)
         os.kill(job.rank_1(), signal.SIGKILL)
     assert job.end() == ("COMPLETED", "0:0", 3)
     found = crashes(job.run / "logs")

@@ -102,7 +102,7 @@ def test_an_exception_ends_the_waiting_peer_and_is_reported_with_the_log(tmp_pat
     started = time.monotonic()
     with pytest.raises(RunError) as caught:
         run(tmp_path, fail)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
     message = str(caught.value)
     assert message.startswith("process 1 ended with an error")
     assert "ZeroDivisionError: the cause" in message
@@ -184,7 +184,7 @@ def begun(folder: Path, manners: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(files: list[Path]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not all(file.exists() for file in files):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -224,7 +224,7 @@ def test_a_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path) -> None:
         time.sleep(1.5)
         assert process.poll() is None
         ctrl_c(process)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert gone(tmp_path)
     assert process.returncode == 130
 

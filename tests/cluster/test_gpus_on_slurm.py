@@ -19,7 +19,7 @@ import json, os, sys, time
 with open(sys.argv[1] + "~", "w") as file:
     json.dump(dict(os.environ), file)
 os.rename(sys.argv[1] + "~", sys.argv[1])
-end = time.monotonic() + 120
+end = time.monotonic() + 240
 while not os.path.exists(sys.argv[2]):
     assert time.monotonic() < end
     time.sleep(0.05)
@@ -33,7 +33,7 @@ def test_tasks_get_gpus_of_their_own(slurm: Slurm, tmp_path: Path) -> None:
     for mine, other in ((one, another), (another, one)):
         task = Task(name="t", run=("-c", WRITES, mine, other), makes=mine, gpus=1)
         numbers.append(submit.slurm(submit.of_task(task, Path(f"{mine}-logs"), has), has))
-    end = time.monotonic() + 180
+    end = time.monotonic() + 360
     while slurm.run("squeue", "-h"):
         assert time.monotonic() < end
         time.sleep(0.2)

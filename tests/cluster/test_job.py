@@ -181,7 +181,7 @@ def test_before_training_listens_a_stop_just_ends_the_process(tmp_path: Path) ->
         task = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
         assert task.stdout is not None and task.stdout.readline()
         task.send_signal(number)
-        assert task.wait(timeout=10) == 128 + number
+        assert task.wait(timeout=50) == 128 + number
         task.stdout.close()
 
 

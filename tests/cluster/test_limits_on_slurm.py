@@ -33,7 +33,7 @@ def test_a_run_that_is_preempted_ends_as_one_that_nothing_happened_to(slurm: Slu
     job = start("preempted", exclude="n[1-2]")
     job.wait(step=100)
     slurm.run("sbatch", "-p", "urgent", "-w", "n3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
-    job.until(lambda: job.shown()["Restarts"] == "1", "preemption", 60)
+    job.until(lambda: job.shown()["Restarts"] == "1", "preemption", 180)
     assert job.end(180) == ("COMPLETED", "0:0", 1)
     assert plain.end(180) == ("COMPLETED", "0:0", 0)
     first, second = starts(job.run / "logs")

@@ -94,7 +94,7 @@ def test_data_both_stages_and_their_judges_are_one_graph_of_jobs(
         assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 30
         scores = json.loads((run / "scores.json").read_text())["scores"]
         assert scores["shape"]["oracle"] > 0.9 and (run / "pipeline" / "model_index.json").is_file()
-    idle = time.monotonic() + 120
+    idle = time.monotonic() + 300
     while slurm.run("squeue", "-h"):  # the follower does not wait for what is beside
         assert time.monotonic() < idle
         time.sleep(0.2)

@@ -62,7 +62,7 @@ class Ranks:
         """Those that have not ended."""
         return [pid for pid in self.pids if alive(pid)]
 
-    def ended(self, seconds: float = 120) -> bool:
+    def ended(self, seconds: float = 300) -> bool:
         """Whether all end within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.alive():

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
     arguments, end = (str(root / "stage.yaml"), "name=killed"), STEPS // 2
     folder = layout.run_folder(f"{root}/runs", "killed")
     processes = start_ranks(TRAIN, 2, *arguments, "checkpoint.every=4")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not layout.saved(folder):
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes), processes[0].stderr.read()  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
     for process in processes:
         process.kill()
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
     assert len(lines(root, "killed")) < end
     run_ranks(TRAIN, 2, *arguments, f"steps={end}")

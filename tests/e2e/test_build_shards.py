@@ -72,7 +72,7 @@ def command(meta: Path, output: Path, *more: str) -> list[str]:
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    return subprocess.run(words, capture_output=True, text=True, timeout=480, cwd=ROOT)
 
 
 def finals(output: Path) -> dict[str, str]:
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_every_process_and_says_how_to_go_on(quick: Served, tmp_path
     while not (tmp_path / "set" / "_work" / "download" / "00000" / "log.txt").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command again continues" in said
     assert downloading(tmp_path / "set") == []

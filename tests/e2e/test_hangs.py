@@ -32,7 +32,7 @@ from bigdiff.train import loop
 step = loop.optimizer_step
 def fault(run, batches):
     if run.state.step == 9 and os.environ["RANK"] == "{rank}":
-        end = time.monotonic() + 8  # below the time-out; writing behind may still be at step 8, and would end with us
+        end = time.monotonic() + 20  # below the time-out; writing behind may still be at step 8, and would end with us
         while layout.step_of(layout.latest(run.folder)) < 8 and time.monotonic() < end:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.{number})
@@ -43,7 +43,7 @@ loop.optimizer_step = fault
 
 def test_a_rank_that_hangs_is_stopped_or_killed_is_named_and_the_run_ends(start: Start, tmp_path: Path) -> None:
     """All at the same time; a hang shows after engine.timeout_seconds, the others no later."""
-    common = ("steps=2000", "batch.micro=4", "checkpoint.every=4", "engine.timeout_seconds=12")
+    common = ("steps=2000", "batch.micro=4", "checkpoint.every=4", "engine.timeout_seconds=30")
     hung = {rank: start(2, *common, f"name=hung{rank}", before=HANG.format(rank=rank)) for rank in (0, 1)}
     stopped = start(2, *common, "name=stopped", before=FAULT.format(rank=1, number="SIGSTOP"))
     killed = start(2, *common, "name=killed", before=FAULT.format(rank=1, number="SIGKILL"))
@@ -60,7 +60,7 @@ def test_a_rank_that_hangs_is_stopped_or_killed_is_named_and_the_run_ends(start:
             assert ("stuck" in stack) is (number == rank)
             assert ("optimizer_step" in stack) is (number != rank)
     killed.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while stopped.pids[0] in stopped.alive():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -85,7 +85,7 @@ def test_a_warning_to_one_rank_saves_on_all_whatever_follows(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     ranks = start(2, "steps=100000", "batch.micro=4", "checkpoint.every=100000", f"name={number.name}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while ranks.step() < 5:
         assert time.monotonic() < deadline and len(ranks.alive()) == 2, ranks.texts()
         time.sleep(0.02)

@@ -229,7 +229,7 @@ def harass(parent: Parent, data: Data, run: Path, steps: int, dice: random.Rando
         for old in lost:
             if dice.random() < 0.7:
                 old.kill()
-        meetings, deadline = dice.randrange(0, 14), time.monotonic() + 30
+        meetings, deadline = dice.randrange(0, 14), time.monotonic() + 120
         while life.met() < meetings and any(rank.alive() for rank in life.ranks):
             assert time.monotonic() < deadline
             time.sleep(0.0005)

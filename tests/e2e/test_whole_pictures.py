@@ -52,7 +52,7 @@ def drawn(number: int) -> Image.Image:
 def build(root: Path, name: str, *overrides: str) -> Path:
     door = [sys.executable, str(ROOT / "data_prep" / "build_shards.py"), "--config", str(root / "prep.yaml")]
     words = [*door, "--input", str(root / "meta.parquet"), "--output", str(root / name), *overrides]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return root / name
 

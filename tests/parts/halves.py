@@ -2,8 +2,12 @@
 
 Jobs and runs of several ranks mostly wait, for SLURM or for one another; the rest mostly computes, in one process. The
 two took about as long as each other when this was written.
+
+Jobs of SLURM have times to keep, and two cores have much to do for both processes. So a few tests that fail beside the
+other half run once more alone, and that decides; the first failure stays in the output, and its name at the end.
 """
 
+import json
 import os
 import select
 import signal
@@ -36,6 +40,8 @@ ALONE = {
     )
 }
 RULE = b"====="  # pytest draws one above its header, and one above each part of its report
+FAILED = 1  # pytest's status; others are of interruptions, of itself, of its use
+MOST = 5  # tests that fail by chance: more have a reason
 GRACE = 120.0  # seconds for the fixtures of an interrupted test to end what they started
 
 
@@ -104,8 +110,28 @@ def start(name: str, command: Sequence[str]) -> Half:
     return Half(name=name, process=process)
 
 
-def run(commands: dict[str, Sequence[str]]) -> int:
-    """Run the named commands beside each other; 0 when all of them ended with 0, otherwise the first other status.
+def decided(commands: dict[str, Sequence[str]], caches: Path) -> int:
+    """Run the named pytests beside each other, and what failed of each then alone; the first status that is not 0.
+
+    Their caches are in folders of `caches`, by number.
+    """
+    kept = {
+        name: [*command, "-o", f"cache_dir={caches / str(number)}"]
+        for number, (name, command) in enumerate(commands.items())
+    }
+    statuses = run({name: [*command, "--cache-clear"] for name, command in kept.items()})
+    for number, (name, command) in enumerate(kept.items()):
+        failed = caches / str(number) / "v/cache/lastfailed"
+        if statuses.get(name) == FAILED and len(tests := json.loads(failed.read_text())) <= MOST:
+            write(f"\n{name}: what failed, once more, alone\n".encode())
+            statuses |= run({name: [*command, "--last-failed"]})
+            if statuses[name] == 0:
+                write("".join(f"passed alone, failed beside others: {test}\n" for test in tests).encode())
+    return next((status for status in statuses.values() if status), 0 if len(statuses) == len(kept) else 1)
+
+
+def run(commands: dict[str, Sequence[str]]) -> dict[str, int]:
+    """Run the named commands beside each other; gives the exit status of each that was started.
 
     SIGINT, SIGTERM and SIGHUP are passed on to each as SIGINT, upon which pytest runs its teardowns.
     """
@@ -137,7 +163,7 @@ def run(commands: dict[str, Sequence[str]]) -> int:
         write(b"".join(half.failures() for half in running))
     finally:  # the output is closed, say
         interrupt(0, None)
-    return next((code for half in running if (code := half.process.returncode)), 1 if told[0] else 0)
+    return {half.name: half.process.wait() for half in running}
 
 
 def kill(running: list[Half]) -> None:
@@ -152,4 +178,4 @@ def write(output: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run({name: [*PYTEST, *words] for name, words in halves().items()}))
+    sys.exit(decided({name: [*PYTEST, *words] for name, words in halves().items()}, ROOT / ".pytest_cache"))
