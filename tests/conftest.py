@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -20,6 +19,7 @@ import pytest
 from forking import engine_forker as engine_forker
 from forking import run_ranks as run_ranks
 from PIL import Image
+from ports import free_ports
 
 from bigdiff.data import index, manifest
 from bigdiff.data.contract import LatentContract
@@ -40,16 +40,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(name="free_port")
 def free_port_fixture() -> Callable[[], int]:
     """A port that nobody listens on."""
-    return free_port
+    return lambda: free_ports(1)[0]
 
 
 @pytest.fixture
@@ -80,7 +74,7 @@ LEAVE_AT_ONCE = "\nimport os, sys; sys.stdout.flush(); sys.stderr.flush(); os._e
 
 
 def start_ranks(script: str, size: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
     return [
         subprocess.Popen(

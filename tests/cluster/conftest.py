@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 from bigdiff.checkpoint import layout
 from bigdiff.cluster import submit
@@ -90,7 +91,7 @@ class Slurm:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         host = socket.gethostname().partition(".")[0]
-        first, *ports = _ports(1 + len(NODES))
+        first, *ports = free_ports(1 + len(NODES))
         text = CONFIGURATION.format(
             name=f"t{os.getpid()}", host=host, folder=folder, port=first, first=random.randrange(1000, 900_000)
         )
@@ -310,17 +311,6 @@ def start(slurm: Slurm, toy: Path, tmp_path: Path) -> Iterator[Callable[..., Job
 def _clean() -> dict[str, str]:
     found = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     return {**found, "PATH": f"{found['PATH']}:/usr/sbin:/sbin"}
-
-
-def _ports(count: int) -> list[int]:
-    """Free ones below 20000: Linux and submitit take theirs from above."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(10_000, 19_000)
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("", port))
-            found.append(port)
-    return found
 
 
 def _until(condition: Callable[[], object], what: str) -> None:

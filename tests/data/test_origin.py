@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.cache import Cache
@@ -52,9 +53,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of a real S3 server with an empty bucket "sets"; the environment names the server."""
     pytest.importorskip("s3fs", reason="the package s3fs is not installed")
     pytest.importorskip("moto", reason="the package moto[server] is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)[0]
     command = [sys.executable, "-m", "moto.server", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

@@ -7,7 +7,6 @@ test have the same order of sets, though, which those of a SLURM job or of `star
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = """
@@ -84,9 +84,7 @@ class Forker:
 
     def start(self, script: str, arguments: Sequence[str], files: Sequence[tuple[Path, Path]]) -> list[int]:
         """Start it as ranks of one gloo group, one for each pair of files, which take its output and its errors."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_ports(1)[0])
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(files))}
         pids = []
         for rank, (out, err) in enumerate(files):
