@@ -61,6 +61,9 @@ class Scoring:
     # that CLIP computes in: on a GPU fp16 is many times as fast, and moves embeddings by some thousandths (its
     # self-test bounds it); the two are different scores, and are not mixed in a set
     precision: Literal["fp32", "fp16"] = "fp32"
+    # fused: CLIP's QuickGELU by kernels of our own, on a GPU in fp16; it rounds once in place of thrice, so those are
+    # different scores, too
+    activation: Literal["plain", "fused"] = "plain"
 
 
 def check_scoring(scoring: Scoring) -> Scoring:
@@ -139,6 +142,7 @@ def _check_clip(scoring: Scoring, kinds: list[Kind]) -> None:
             ("clip", scoring.clip, None),
             ("clip_model", scoring.clip_model, CLIP_MODEL),
             ("precision", scoring.precision, "fp32"),
+            ("activation", scoring.activation, "plain"),
         )
         for key, value, default in given:
             if value != default:
@@ -146,6 +150,11 @@ def _check_clip(scoring: Scoring, kinds: list[Kind]) -> None:
         return
     if not scoring.clip:
         raise UsageError(f"score.clip is missing: {users[0]} needs CLIP's weights (a file, or openai)")
+    if scoring.activation == "fused" and scoring.precision == "fp32":
+        raise UsageError(
+            "score.activation=fused is for score.precision=fp16, as fp32 is computed by torch alone: set that, too, or "
+            "drop it"
+        )
     if scoring.clip.startswith(OWN_CONFIG):
         if scoring.clip_model != CLIP_MODEL:
             raise UsageError(

@@ -26,8 +26,9 @@ class Speed:
     # fused: GroupNorm, SiLU and the time embedding in front of them by kernels of our own, which keep less for the
     # backward pass. A device on which they do not run, or do not compute the same, keeps plain, and the run says so
     norm: Literal["plain", "fused"] = "plain"
-    # fused: GEGLU and LayerNorm of the transformer blocks by kernels of our own, of which GEGLU's keeps less for the
-    # backward pass. Each is left out where it does not run or does not compute the same, as above
+    # fused: GEGLU and LayerNorm of the transformer blocks, and the text encoder's QuickGELU, by kernels of our own, of
+    # which the activations' keep less for the backward pass. Each is left out where it does not run or does not compute
+    # the same, as above; QuickGELU also with text_encoder=compiled, which fuses by itself
     transformer: Literal["plain", "fused"] = "plain"
     # by torch.compile: each residual and transformer block by itself (equal ones once), or the UNet as one graph, which
     # takes longer to compile and leaves more to fuse. Costs minutes at the start for each shape, and a comparison with

@@ -20,6 +20,7 @@ from httpx import HTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import Compose, Normalize, PreprocessCfg, ToTensor, image_transform_v2
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +31,7 @@ from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
 from bigdiff.models.probes import disc, refused, wings
+from bigdiff.models.quick_gelu import fuse_alone
 from bigdiff.models.transfer import Results, aside, settled, there
 
 Bytes: TypeAlias = np.typing.NDArray[np.uint8]
@@ -101,6 +103,15 @@ class Clip:
             network.half()
             self.fingerprint += ", fp16"
         settled(device)
+
+    def fuse(self) -> str:
+        """Let its QuickGELU be computed by kernels of our own from now on, as the fingerprint then says.
+
+        Gives what is wrong with them on its device, and leaves the network as it is, or "".
+        """
+        problem = fuse_alone(self.network, QuickGELU, self._device, self._kind)
+        self.fingerprint += "" if problem else ", fused"
+        return problem
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Floats:
         """Embeddings [B, D] of RGB pictures."""

@@ -1,4 +1,4 @@
-"""The switches of a stage's `speed:` on its UNet: how it is computed, not what.
+"""The switches of a stage's `speed:` on its networks: how they are computed, not what.
 
 A compiled network is not believed before it was seen to agree with the plain one in every gradient: on a CPU, torch
 2.13's inductor gave the right loss and zero gradients to 84 of the 208 parameters of a small diffusers UNet.
@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigdiff.config.speed import Speed
-from bigdiff.models import agreement, checked, geglu, layer_norm, layout, linear, norm
+from bigdiff.models import agreement, checked, geglu, layer_norm, layout, linear, norm, quick_gelu
 from bigdiff.models.agreement import Sample
 from bigdiff.models.components import AnyUNet
 from bigdiff.models.denoiser import Denoiser
@@ -53,6 +53,9 @@ def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: Wo
         said.append(norm.fuse(denoiser.unet, world))
     if speed.transformer == "fused":
         said += [geglu.fuse(denoiser.unet, world), layer_norm.fuse(denoiser.unet, world)]
+        # where it is compiled, inductor fuses by itself, and compares with the plain module
+        if denoiser.text_encoder is not None and speed.text_encoder != "compiled":
+            said.append(quick_gelu.fuse(denoiser.text_encoder, world))
     if speed.linear != "plain":
         said.append(linear.narrow(denoiser.unet, speed.linear, world))
     if speed.cudnn_benchmark:
@@ -62,14 +65,17 @@ def apply(denoiser: Denoiser, speed: Speed, samples: Iterable[Sample], world: Wo
     return [line for line in said if line]
 
 
-def reset(unet: AnyUNet) -> None:
+def reset(denoiser: Denoiser) -> None:
     """Take all switches off again, but for what torch keeps of compiled code and tried convolutions."""
+    unet = denoiser.unet
     uncompile(unet)
     layout.release(unet)
     norm.release(unet)
     geglu.release(unet)
     layer_norm.release(unet)
     linear.release(unet)
+    if denoiser.text_encoder is not None:
+        quick_gelu.release(denoiser.text_encoder)
     for layer in attentions(unet):
         if isinstance(layer.processor, Through):
             layer.set_processor(layer.processor.plain)

@@ -77,7 +77,7 @@ class Ours:
     def switch(self, options: list[str], samples: list[agreement.Sample]) -> list[str]:
         """Throw the switches; with samples a compiled UNet is tried on them. What could not be is told."""
         stage, unet = self.settings(*options), self.denoiser.unet
-        speed.reset(unet)
+        speed.reset(self.denoiser)
         how = stage.speed.text_encoder
         if how not in self.texts:
             self.texts[how] = networks.encoded(stage, self.denoiser, self.captions, self.run.world)

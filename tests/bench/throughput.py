@@ -42,7 +42,7 @@ from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.picture import STORED_PIXELS, decode
 from bigdiff.runtime.versions import versions
 
-FUSED = " fused norms"
+FUSED = " fused"  # norms of the autoencoder, the activation of CLIP
 PRECISIONS = ["fp32", "fp16", f"fp16{FUSED}"]
 
 
@@ -129,7 +129,8 @@ def scores(options: argparse.Namespace, pixels: int, precision: str, row: Row) -
         scorers=[Scorer(kind="aesthetic_v2", weights=source[1])],
         clip=source[0],
         batch=options.batch,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision.removesuffix(FUSED),  # type: ignore[arg-type]
+        activation="fused" if precision.endswith(FUSED) else "plain",
     )
     written = json.dumps(asdict(scoring))
     clip = score._loaded(written).clip
@@ -226,8 +227,6 @@ def measured(options: argparse.Namespace) -> list[Row]:
     rows = []
     for work, fill, pixels in works:
         for precision in options.precisions:
-            if fill is scores and precision not in ("fp32", "fp16"):
-                continue
             row = Row(work=work, precision=precision)
             print(f"{work}, {precision}", flush=True)
             try:

@@ -50,6 +50,11 @@ REFUSED = {
     "CLIP without a use": (Scoring(scorers=[SHARP], clip="openai"), "score.clip=openai has no effect"),
     "CLIP without scorers": (Scoring(clip="openai"), "has no effect"),
     "a precision without a use": (Scoring(scorers=[SHARP], precision="fp16"), "score.precision=fp16 has no effect"),
+    "a kernel without a use": (Scoring(scorers=[SHARP], activation="fused"), "score.activation=fused has no effect"),
+    "a kernel in fp32": (
+        Scoring(scorers=[AESTHETIC], clip="x.pt", activation="fused"),
+        "score.activation=fused is for score.precision=fp16",
+    ),
     "a model without a use": (Scoring(scorers=[SHARP], clip_model="ViT-B-32"), "score.clip_model=ViT-B-32 has no"),
     "a model beside its own": (
         Scoring(scorers=[Scorer(kind="clip_similarity")], clip="hf-hub:a/b", clip_model="ViT-B-32"),

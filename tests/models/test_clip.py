@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from triton_runs import interpreted
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import CLIP_MODEL
@@ -150,6 +151,31 @@ def test_fp16_moves_embeddings_a_little_and_says_so(clip: Clip, tiny_clip: str) 
         half.self_test()
 
 
+FUSED = """
+import sys
+sys.path[:0] = ["tests/models", "tests/parts"]
+from test_clip import CLIP_MODEL, CPU, SIZES, load_clip, np, pattern
+half = load_clip(sys.argv[1], CLIP_MODEL, for_heads=True, device=CPU, half=True)
+pictures, captions = [pattern(*size) for size in SIZES], ["a red circle", "an old castle"]
+plain, name = (half.image_features(pictures), half.text_features(captions)), half.fingerprint
+assert half.fuse() == "" and half.fingerprint == f"{name}, fused"
+half.self_test()
+for given, right in zip((half.image_features(pictures), half.text_features(captions)), plain, strict=True):
+    assert 0 < np.linalg.norm(given - right, axis=1).max() < 2e-3
+"""
+
+
+def test_a_fused_activation_gives_nearly_the_same_and_says_so(tiny_clip: str) -> None:
+    interpreted(FUSED, tiny_clip)
+
+
+def test_without_kernels_the_activation_stays(tiny_clip: str) -> None:
+    half = load_clip(tiny_clip, CLIP_MODEL, for_heads=True, device=CPU, half=True)
+    before, name = half.text_features(["a red circle"]), half.fingerprint
+    assert half.fuse().startswith("on cpu it does not run (")
+    assert half.fingerprint == name and np.array_equal(half.text_features(["a red circle"]), before)
+
+
 def test_a_model_that_is_built_with_gelu_is_refused_for_the_heads(tiny_clip: str, tmp_path: Path) -> None:
     """The trap: weights load without a word into open_clip's ViT-L-14, which computes with GELU."""
     folder = Path(tiny_clip.removeprefix("local-dir:"))
@@ -160,6 +186,7 @@ def test_a_model_that_is_built_with_gelu_is_refused_for_the_heads(tiny_clip: str
         loaded(f"local-dir:{tmp_path}").self_test()
     other = loaded(f"local-dir:{tmp_path}", for_heads=False)
     other.self_test()
+    assert other.fuse() == "its activation is not QuickGELU"
     assert other.fingerprint == loaded(tiny_clip).fingerprint.replace("quickgelu", "gelu")
 
 

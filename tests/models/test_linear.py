@@ -144,7 +144,7 @@ def test_a_unet_is_a_few_percent_off_and_plain_again_afterwards(
     assert len(weights) == 8 and all(0.01 < error < 0.3 for error in weights.values())
     # in the wider type there is no fp8, so that a compiled network is held against the truth
     assert torch.equal(agreement.exact(built, sample()).loss, known.exact.loss)
-    speed.reset(built.unet)
+    speed.reset(built)
     built.unet.disable_gradient_checkpointing()
     again = agreement.gradients(built, sample())
     assert all(torch.equal(one, plain.gradients[name]) for name, one in again.gradients.items())

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextConfig, CLIPTextModel
 from triton_runs import network as interpreted_network
 
 from bigdiff.config.speed import Speed
@@ -145,7 +146,7 @@ def test_a_traced_unet_gives_the_same_gradients_under_the_same_names(
     assert sum(module._compiled_call_impl is not None for module in network.modules()) == regions
     assert list(network.state_dict()) == names and list(network.trained()) == weights
     assert known.differs(agreement.gradients(network, sample())) == ""
-    speed.reset(network.unet)
+    speed.reset(network)
     assert not any(module._compiled_call_impl for module in network.modules())
     assert called(network)[FLASH] > 0
 
@@ -242,6 +243,14 @@ def test_without_their_kernels_transformer_blocks_stay_as_they_are(world: World)
     assert second.startswith("speed.transformer=fused is left out for LayerNorm: on cpu it does not run (")
     after = agreement.gradients(network, sample())
     assert all(torch.equal(after.gradients[name], one) for name, one in plain.gradients.items())
+
+
+@pytest.mark.parametrize(("how", "lines"), [("kept", 3), ("all", 3), ("compiled", 2)])
+def test_the_text_encoder_is_fused_unless_it_is_compiled(world: World, how: Any, lines: int) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = Denoiser(denoiser().unet, CLIPTextModel(CLIPTextConfig(vocab_size=10, **sizes)), False)
+    said = speed.apply(network, Speed(transformer="fused", text_encoder=how), [], world)
+    assert len(said) == lines and ("is left out for QuickGELU: on cpu it does not run (" in said[-1]) is (lines == 3)
 
 
 def test_the_options_of_graphs_are_known_to_inductor() -> None:

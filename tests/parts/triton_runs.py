@@ -95,7 +95,7 @@ unet.enable_gradient_checkpointing()
 again = agreement.gradients(network, samples[0])
 assert all(torch.equal(one, found[0].gradients[name]) for name, one in again.gradients.items())
 assert list(network.state_dict()) == names
-speed.reset(unet)
+speed.reset(network)
 unet.disable_gradient_checkpointing()
 again = agreement.gradients(network, samples[0])
 assert all(torch.equal(one, known[0].plain.gradients[name]) for name, one in again.gradients.items())

@@ -104,7 +104,8 @@ def load(scoring: Scoring) -> Scorers:
     """Build what `scoring` names, on the GPU where there is one; call `self_test` before scoring with it.
 
     Raises:
-        UsageError: for settings without effect, or weights that are absent, unreadable or of another model.
+        UsageError: for settings without effect, weights that are absent, unreadable or of another model, or kernels
+            that do not work.
     """
     check_scoring(scoring)
     kinds = {scorer.kind for scorer in scoring.scorers}
@@ -128,6 +129,8 @@ def load(scoring: Scoring) -> Scorers:
             device=device,
             half=scoring.precision == "fp16",
         )
+        if scoring.activation == "fused" and (problem := clip.fuse()):
+            raise UsageError(f"score.activation=fused cannot be had: {problem}; score without it")
     for wanted in scoring.scorers:
         if wanted.kind == "watermark":
             scorers.append(Watermark(wanted.weights or "", device))

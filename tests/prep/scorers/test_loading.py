@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_scores_do_not_depend_on_the_batch_beyond_rounding(loaded: Scorers) -> N
             assert values == whole[name]
         else:
             np.testing.assert_allclose(np.array(values, float), np.array(whole[name], float), atol=1e-4)
+
+
+def test_an_activation_that_no_kernel_computes_is_refused(tiny_clip: str, random_weights: dict[str, Path]) -> None:
+    half = replace(every(tiny_clip, random_weights, "clip_similarity"), precision="fp16")
+    assert load(half).fingerprint["clip_similarity"].endswith(", fp16")
+    with pytest.raises(
+        UsageError, match=r"score.activation=fused cannot be had: on cpu it does not run \(.*; score without it"
+    ):
+        load(replace(half, activation="fused"))
 
 
 def test_no_samples_give_no_scores(loaded: Scorers) -> None:
