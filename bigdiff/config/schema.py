@@ -212,7 +212,7 @@ class Engine:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
     gradient_checkpointing: bool = False
-    bucket_elements: int = 50_000_000  # reduce and gather bucket of ZeRO
+    bucket_elements: int = 50_000_000  # reduce and gather bucket of ZeRO; launch/plan.py names the best for a cluster
     timeout_seconds: int = 600  # of a collective; a hung rank ends the run after this
 
 

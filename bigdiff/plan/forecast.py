@@ -11,8 +11,9 @@ from bigdiff.config.schema import Stage
 from bigdiff.models import flops
 from bigdiff.models.flops import Flops
 from bigdiff.models.network import network
-from bigdiff.plan import activations, probe
+from bigdiff.plan import activations, buckets, probe
 from bigdiff.plan.activations import Activations
+from bigdiff.plan.buckets import Bucket
 from bigdiff.plan.cost import Cost, cost
 from bigdiff.plan.links import EFFICIENCY, Fabric
 from bigdiff.plan.memory import Part, Weights, largest_micro, state, transient
@@ -48,6 +49,7 @@ class Row:
     parts: tuple[Part, ...]
     largest: int  # samples of the largest micro-batch; 0: the device is unknown
     volumes: tuple[Volume, ...]
+    bucket: Bucket | None  # that leaves the least exposed; None where none has an effect
     cost: Cost
 
 
@@ -138,6 +140,7 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
             parts=parts,
             largest=largest_micro(one, weights, ranks, given.device.memory, kept) if given.device else 0,
             volumes=volumes(one, weights.sizes, ranks, gpu, half),
+            bucket=buckets.best(one, weights, ranks, machine),
             cost=cost(one, step, given.price, given.device.node_watts if given.device else 0.0),
         )
         rows.append(row)

@@ -49,6 +49,7 @@ def _stage(one: Forecast, given: Basis, out: Console) -> list[RenderableType]:
         Text(),
         _traffic(one.rows, out),
         Text(),
+        *_buckets(one.rows, out),
         _cost(one, out),
         Text(),
         _storage(one, given, out),
@@ -120,6 +121,19 @@ def _traffic(rows: Sequence[Row], out: Console) -> Table:
         lines.append((f"{what}, {kind} c", *map(_bytes, sent)))
     lines.append(("in all c", *(_bytes(row.step.sent) for row in rows)))
     return _filled(out, ["a rank sends in a step", *(f"{row.nodes:,} nodes" for row in rows)], lines)
+
+
+def _buckets(rows: Sequence[Row], out: Console) -> list[RenderableType]:
+    """The stage's size of bucket beside the one that leaves the least; nothing where none has an effect."""
+    lines = []
+    for row in rows:
+        if row.bucket is not None:
+            here = row.stage.engine.bucket_elements, row.step.exposed
+            best = row.bucket.elements, row.bucket.exposed
+            shown = (cell for size, taken in (here, best) for cell in (f"{size:,}", f"{1e3 * taken:,.1f}"))
+            lines.append((f"{row.nodes:,}", *shown))
+    names = ["nodes", "engine.bucket_elements", "links ms ~", "least with ~", "links ms ~"]
+    return [_filled(out, names, lines), Text()] if lines else []
 
 
 def _together(forecasts: Sequence[Forecast], given: Basis, out: Console) -> list[RenderableType]:

@@ -32,6 +32,8 @@ CASES = {
     2: [
         *(f"agree {stage} batch.micro={micro}" for stage in STAGES for micro in (4, 2, 1)),
         "agree engine.zero_stage=3 batch.micro=2 sub_group_size=10",
+        # buckets that hold two gradients, and such that one does not go into
+        *(f"agree {stage} batch.micro=2 engine.bucket_elements={size}" for stage in STAGES[1:] for size in (42, 10)),
         *(f"agree {case}" for case in BF16 + BF16_PASSES),
         *(f"skip {case}" for case in STAGES + BF16 + BF16_PASSES),
         *(f"skip {case} optim.grad_clip=0" for case in STAGES + BF16[:2]),

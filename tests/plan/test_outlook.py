@@ -26,7 +26,16 @@ def test_lines_fit_and_every_part_is_told(width: int) -> None:
     assert isinstance(out.file, io.StringIO)
     text = out.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
-    for part in ("masters", "moments", "averages", "activations", "largest micro-batch", "new weights", "all stages"):
+    for part in (
+        "masters",
+        "moments",
+        "averages",
+        "activations",
+        "largest micro-batch",
+        "new weights",
+        "bucket_elements",
+        "all stages",
+    ):
         assert part in text
     joined = " ".join(text.split())
     for one in forecasts():
