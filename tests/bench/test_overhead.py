@@ -30,8 +30,8 @@ from bigdiff.train.setup import building
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, LOG = 600, 50  # a log line in so many steps, as by default
-# A shard of a real set has some 10,000 samples (pack.samples_per_shard). The toy's have 24, so that each step would open
-# five, and its 96 samples would make each step an epoch, with a permutation of its own.
+# A shard of a real set has some 10,000 samples (pack.samples_per_shard). The toy's have 24, so that each step would
+# open five, and its 96 samples would make each step an epoch, with a permutation of its own.
 SHARDS, ROWS = 8, 2_400
 # Some 300 ms a step on one core, with about as much work per weight as in training: 124 x 16 positions of latents,
 # where a GPU has 32 x 4,096 for Stable Diffusion's 860 M weights. With less, the average's pass over the weights, which
