@@ -21,7 +21,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -169,18 +169,19 @@ class Shelf:
         (self.folder / f"{place.key}{_PART}").unlink(missing_ok=True)
         os.close(place.descriptor)
 
-    def spoiled(self, shard: Shard) -> bool:
-        """Whether the shard's file here has lost its bytes: then it is removed, its readers keep what they opened."""
+    def spoiled(self, shard: Shard, descriptor: int) -> bool:
+        """Whether an open file of the shard has lost its bytes: it is removed then, its readers keep what they opened.
+
+        Another process may have removed it already, and what has its name may be a good one.
+        """
         path = self.folder / f"{shard.sha256}{_WHOLE}"
-        try:
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256:
-                    return False
-                with self._counted():
-                    if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                        path.unlink()
-        except FileNotFoundError:  # evicted or removed by another process: what comes next is fresh
-            return True
+        with open(os.dup(descriptor), "rb") as stream:
+            stream.seek(0)
+            if hashlib.file_digest(stream, "sha256").hexdigest() == shard.sha256:
+                return False
+        with self._counted(), suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                path.unlink()
         return True
 
     def small(self, key: str) -> bytes | None:

@@ -27,7 +27,7 @@ class Local:
     """A set in a folder; at most `ahead` bytes of the wishes are read before they are asked for."""
 
     def __init__(self, folder: Path, ahead: int = AHEAD_BYTES) -> None:
-        self.folder, self.location, self.ahead = folder, str(folder), ahead
+        self.folder, self.location, self.ahead, self.copies = folder, str(folder), ahead, False
         self._changed = Condition()
         self._wanted: tuple[Shard, ...] = ()
         self._announced: set[str] = set()
@@ -46,8 +46,8 @@ class Local:
             raise Corrupt(f"{self.folder / name} has another sha256 than the manifest's {digest}")
         return content
 
-    def recheck(self, shard: Shard) -> bool:
-        """Whether there is a better copy than the one that was read: the folder's is the only one."""
+    def spoiled(self, shard: Shard, descriptor: int) -> bool:
+        """No copy is given up: the folder's is the only one."""
         return False
 
     def open(self, shard: Shard) -> int:

@@ -80,7 +80,7 @@ class Sources(Generic[One]):
             one.shards.keep_only([shard for source, shard in shards if source == number])
 
     def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: whether a storage gave up a spoiled copy."""
+        """(source, shard) of bad samples: prove their copies sound or give them up; whether to try again."""
         found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
         return any(found)
 

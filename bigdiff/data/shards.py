@@ -44,6 +44,8 @@ class _Slot:
     opened: Opened
     readers: int = 0
     unwanted: bool = False
+    sound: bool | None = None  # whether its bytes are the manifest's; None: not looked at
+    proving: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,6 @@ class Shards:
     _opening: set[int] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
     _changed: Condition = field(init=False)
-    _rechecked: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._changed = Condition(self._lock)
@@ -90,11 +91,7 @@ class Shards:
             self._acquire_all(missing, held)
             yield {shard: slot.opened for shard, slot in held.items()}
         finally:
-            with self._lock:
-                for shard, slot in held.items():
-                    slot.readers -= 1
-                    if slot.unwanted and not slot.readers:
-                        self._drop(shard, slot)
+            self._release(held)
 
     def keep_only(self, wanted: Sequence[int]) -> None:
         """Close all other shards, those being read when their reading ends, and ask the storage for these."""
@@ -121,21 +118,41 @@ class Shards:
             del self._slots[shard]
 
     def recheck(self, shards: Iterable[int]) -> bool:
-        """After bad samples: give up the copies of these tars that the storage had spoiled; whether any was."""
-        again = False
-        for shard in shards:
+        """After bad samples of these tars: whether to read them again, of copies that are proven or new.
+
+        Also where the present copies prove sound: another thread or process may have given up the one that was read.
+        """
+        if not self.storage.copies:
+            return False
+        held: dict[int, _Slot] = {}
+        try:
             with self._lock:
-                new = shard not in self._rechecked
-                self._rechecked.add(shard)
-            if new and self.storage.recheck(self.manifest.shards[shard]):
-                again = True
-                with self._lock:
-                    slot = self._slots.pop(shard, None)
-                    if slot is not None:
+                for shard in shards:
+                    self._hold(shard, held)
+            for shard, slot in held.items():
+                if not self._sound(shard, slot):
+                    with self._lock:
                         slot.unwanted = True
-                        if not slot.readers:
-                            self._drop(shard, slot)
-        return again
+                        if self._slots.get(shard) is slot:
+                            del self._slots[shard]
+        finally:
+            self._release(held)
+        return True
+
+    def _sound(self, shard: int, slot: _Slot) -> bool:
+        """Whoever asks while it is found out waits for the answer."""
+        with slot.proving:
+            if slot.sound is None:
+                descriptor = slot.opened.descriptor
+                slot.sound = descriptor < 0 or not self.storage.spoiled(self.manifest.shards[shard], descriptor)
+            return slot.sound
+
+    def _release(self, held: Mapping[int, _Slot]) -> None:
+        with self._lock:
+            for shard, slot in held.items():
+                slot.readers -= 1
+                if slot.unwanted and not slot.readers:
+                    self._drop(shard, slot)
 
     def _hold(self, shard: int, held: dict[int, _Slot]) -> bool:
         if shard not in self._slots:

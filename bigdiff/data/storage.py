@@ -30,6 +30,7 @@ class Storage(Protocol):
     """A shard set's files; all methods may be called from any thread."""
 
     location: str
+    copies: bool  # whether its tars are copies, and there is another to be had for a spoiled one
 
     def read(self, name: str, digest: str = "") -> bytes:
         """A small whole file, such as manifest.json or an index, of that sha256 if given; raises Absent, Corrupt."""
@@ -37,8 +38,8 @@ class Storage(Protocol):
     def open(self, shard: Shard) -> int:
         """A descriptor of the whole tar, which the caller closes; waits until it is here; raises Absent, Corrupt."""
 
-    def recheck(self, shard: Shard) -> bool:
-        """After a bad sample: whether this copy of the tar was bad and is given up; `open` then gets a better one."""
+    def spoiled(self, shard: Shard, descriptor: int) -> bool:
+        """Whether an open copy of the tar has not its bytes; it is given up, and `open` then gets a better one."""
 
     def want(self, shards: Sequence[Shard]) -> None:
         """What is needed soon, in this order, in place of what was said before; returns at once."""
@@ -67,7 +68,7 @@ class Remote:
     """
 
     def __init__(self, source: Origin, cache: Cache, say: Callable[[str], None] = to_stderr) -> None:
-        self.location, self.cache, self._say = source.location, cache, say
+        self.location, self.cache, self._say, self.copies = source.location, cache, say, True
         patience = Patience(seconds=cache.patience_seconds, stall_seconds=cache.stall_seconds)
         self._transfer = Transfer(source, patience, say)
         self._shelf = Shelf(cache)
@@ -122,10 +123,10 @@ class Remote:
         self._shelf.keep(digest, small.content)
         return small.content
 
-    def recheck(self, shard: Shard) -> bool:
-        """Hash the cached file; one that the node's disk has spoiled is removed and will be fetched again."""
+    def spoiled(self, shard: Shard, descriptor: int) -> bool:
+        """Hash what was opened; a file that the node's disk has spoiled is removed and will be fetched again."""
         try:
-            spoiled = self._shelf.spoiled(shard)
+            spoiled = self._shelf.spoiled(shard, descriptor)
         except OSError as error:
             raise self._unusable(error) from error
         if spoiled:

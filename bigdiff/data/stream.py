@@ -19,6 +19,7 @@ from bigdiff.data.course import Course, Picks
 from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Substitution
 from bigdiff.data.order import Ints
 
+COPIES = 2  # of a tar that are read when the first was spoiled
 PIECE = 8  # samples that a thread takes at once, at least
 TASK = 256  # samples of several small steps that a thread takes at once: each hand-over costs as much as ten samples
 
@@ -88,7 +89,7 @@ class Reader(Protocol[Held, Made]):
         """Put the picked samples into rows `row`, ... of the buffer; they stand at run positions `position`, ..."""
 
     def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: whether a storage gave up a spoiled copy, so that another try is worth it."""
+        """(source, shard) of bad samples: prove their copies sound or give them up; whether to try again."""
 
     def make(self, held: Held, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
         """The batch whose samples are in the buffer from `row` on."""
@@ -209,10 +210,7 @@ class _Work(Generic[Held, Made]):
 
     def read(self, held: Held, row: int, position: int, picks: Picks) -> _Piece:
         """Fill a piece of a buffer; what is bad is replaced."""
-        bad = self.reader.fill(held, row, position, picks)
-        doubted = {(int(picks.sources[one.index]), int(picks.shards[one.index])) for one in bad if one.doubtful}
-        if doubted and self.reader.recheck(sorted(doubted)):
-            bad = self.reader.fill(held, row, position, picks)
+        bad = self.fill(held, row, position, picks)
         if not bad:
             return _Piece(picks, ())
         sources, shards, rows = picks.sources.copy(), picks.shards.copy(), picks.rows.copy()
@@ -231,6 +229,16 @@ class _Work(Generic[Held, Made]):
             substituted += [lost, *worse]
         return _Piece(Picks(bucket=picks.bucket, sources=sources, shards=shards, rows=rows), tuple(substituted))
 
+    def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
+        """Put these samples into the buffer; gives those that are bad in the set itself, not in a copy of a tar."""
+        bad = self.reader.fill(held, row, position, picks)
+        for _ in range(COPIES):
+            doubted = {(int(picks.sources[one.index]), int(picks.shards[one.index])) for one in bad if one.doubtful}
+            if not doubted or not self.reader.recheck(sorted(doubted)):
+                break
+            bad = self.reader.fill(held, row, position, picks)
+        return bad
+
     def replace(
         self, held: Held, row: int, lost: Substitution, bucket: str
     ) -> tuple[tuple[int, int, int], list[Substitution]]:
@@ -240,7 +248,7 @@ class _Work(Generic[Held, Made]):
             found = self.course.substitute(lost.position, attempt)
             source, shard, number = (np.array([value], np.int64) for value in found)
             single = Picks(bucket=bucket, sources=source, shards=shard, rows=number)
-            bad = self.reader.fill(held, row, lost.position, single)
+            bad = self.fill(held, row, lost.position, single)
             if not bad:
                 return found, worse
             worse.append(

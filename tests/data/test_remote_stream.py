@@ -1,6 +1,8 @@
 """The whole stream over HTTP: what ranks read through one cache is what a folder gives, whatever breaks on the way."""
 
 import json
+import tarfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,9 @@ from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine
 from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.mixture import Source
+from bigdiff.data.storage import Remote
 from bigdiff.data.stream import Ahead, Slice, batches
+from bigdiff.runtime.files import sha256
 
 SIZES = (9, 5, 7, 11, 8, 8)
 STEPS, TOTAL = 12, 12
@@ -88,14 +92,61 @@ def test_faults_on_the_way_are_no_damage(serve: Any, folder: Path, tmp_path: Pat
 def test_a_copy_that_the_nodes_disk_spoiled_is_fetched_again(serve: Any, folder: Path, tmp_path: Path) -> None:
     served = serve(folder)
     cache = Cache(folder=str(tmp_path / "cache"), bytes=10**6)
-    read([served.location], cache)
-    for copy in (tmp_path / "cache").glob("*.tar"):
-        content = bytearray(copy.read_bytes())
-        content[700] ^= 1
-        copy.write_bytes(content)
+    ranks = [served.location] * 2  # of which one finds the other's new copies beside those that it has open
+    read(ranks, cache)
+    copies = list((tmp_path / "cache").glob("*.tar"))
+    assert len(copies) == len(SIZES)
+    for copy in copies:
+        spoil(copy)
     for small in (tmp_path / "cache").glob("*.small"):
         small.write_bytes(b"x" + small.read_bytes()[1:])
+    assert_same(read(ranks, cache), read([str(folder)] * 2, None))
+    assert {count for path, count in served.counts().items() if path.endswith(".tar")} == {2}
+
+
+def spoil(tar: Path) -> None:
+    """Change a byte of each member, as a disk would: in the file that others have open."""
+    with tarfile.open(tar) as archive:
+        places = [member.offset_data for member in archive]
+    with tar.open("r+b") as stream:
+        for place in places:
+            stream.seek(place)
+            byte = stream.read(1)[0]
+            stream.seek(place)
+            stream.write(bytes([byte ^ 1]))
+
+
+def test_all_threads_wait_for_what_one_of_them_finds_out_of_a_copy(
+    serve: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = Remote.spoiled
+
+    def slowly(self: Remote, shard: manifest.Shard, descriptor: int) -> bool:
+        time.sleep(0.2)  # as a large tar takes
+        return spoiled(self, shard, descriptor)
+
+    served = serve(folder)
+    cache = Cache(folder=str(tmp_path / "cache"), bytes=10**6)
+    read([served.location], cache)
+    for copy in (tmp_path / "cache").glob("*.tar"):
+        spoil(copy)
+    monkeypatch.setattr(Remote, "spoiled", slowly)
     assert_same(read([served.location], cache), read([str(folder)], None))
+    assert {count for path, count in served.counts().items() if path.endswith(".tar")} == {2}
+
+
+def test_bad_samples_of_a_sound_copy_are_replaced_as_in_a_folder(serve: Any, folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / manifest.NAME).read_text())
+    for shard in content["shards"][::2]:  # written so, and counted so: of the tar, but not of its samples
+        spoil(folder / f"{shard['name']}.tar")
+        shard["sha256"] = sha256(folder / f"{shard['name']}.tar")
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    served = serve(folder)
+    cache = Cache(folder=str(tmp_path / "cache"), bytes=10**6)
+    found, expected = read([served.location], cache), read([str(folder)], None)
+    assert found[0][1] > 0 and expected[0][1] > 0
+    assert all(np.array_equal(one, other) for one, other in zip(found[0][0], expected[0][0], strict=True))
+    assert {count for path, count in served.counts().items() if path.endswith(".tar")} == {1}
 
 
 def test_an_index_that_is_not_the_manifests_is_damage_of_its_shard(serve: Any, folder: Path, tmp_path: Path) -> None:
