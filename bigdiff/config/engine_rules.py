@@ -1,8 +1,12 @@
 """Which settings of the engine, of its speed and of the recovery fit each other, the batch and the machine."""
 
+from typing import Final
+
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Engine, Recovery, Stage, accumulation
 from bigdiff.config.speed import Speed
+
+AUTO: Final = "auto"  # of engine.gradient_checkpointing
 
 
 def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
@@ -17,8 +21,30 @@ def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
             engine.zero_stage == 0 and engine.bucket_elements != Engine().bucket_elements,
             "engine.bucket_elements has no effect with engine.zero_stage=0",
         ),
+        *_checkpointing_rules(stage),
         (engine.timeout_seconds <= 0, f"engine.timeout_seconds={engine.timeout_seconds} must be positive"),
         (stage.optim.grad_clip < 0, f"optim.grad_clip={stage.optim.grad_clip} must not be negative; 0 is no clipping"),
+    ]
+
+
+def _checkpointing_rules(stage: Stage) -> list[tuple[bool, str]]:
+    """Whether the UNet has the blocks that are named is seen where it is built (bigdiff.models.checkpointing)."""
+    how, memory = stage.engine.gradient_checkpointing, stage.engine.memory_gb
+    return [
+        (
+            isinstance(how, str) and not all(one.strip() for one in how.split(",")),
+            f"engine.gradient_checkpointing={how!r} has an empty name: give true, false, auto, or names with commas "
+            f"between",
+        ),
+        (
+            isinstance(how, str) and stage.model.autoencoder is not None,
+            f"engine.gradient_checkpointing={how} is of a UNet's blocks: with model.autoencoder it is true or false",
+        ),
+        (memory < 0, f"engine.memory_gb={memory:g} must not be negative; 0 is what the device has"),
+        (
+            memory > 0 and how != AUTO,
+            f"engine.memory_gb={memory:g} has no effect without engine.gradient_checkpointing=auto: leave it out",
+        ),
     ]
 
 
@@ -62,7 +88,7 @@ def speed_rules(stage: Stage) -> list[tuple[bool, str]]:
             "speed.cuda_graphs replays what speed.compile has compiled: set speed.compile, too",
         ),
         (
-            speed.cuda_graphs and stage.engine.gradient_checkpointing,
+            speed.cuda_graphs and stage.engine.gradient_checkpointing is not False,
             "speed.cuda_graphs and engine.gradient_checkpointing, which computes forward passes within the backward "
             "pass, do not go together: set one of them",
         ),

@@ -211,7 +211,10 @@ class Engine:
     zero_stage: Literal[0, 1, 2, 3] = 1  # what of the training state is sharded: nothing, optimizer, gradients, weights
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
-    gradient_checkpointing: bool = False
+    # which of the UNet's blocks the backward pass computes again: true, false, auto (so few that the rest fits into the
+    # memory), or their names as in diffusers, such as "down_blocks.0,up_blocks.3.resnets.0"
+    gradient_checkpointing: bool | str = False
+    memory_gb: float = 0.0  # of a device, for auto; 0: its own, or no limit on a CPU
     bucket_elements: int = 50_000_000  # reduce and gather bucket of ZeRO; launch/plan.py names the best for a cluster
     timeout_seconds: int = 600  # of a collective; a hung rank ends the run after this
 

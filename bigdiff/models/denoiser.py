@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from bigdiff.config.schema import Stage
-from bigdiff.models import learning
+from bigdiff.models import checkpointing, learning
 from bigdiff.models.components import AnyUNet, build_unet
 from bigdiff.models.encoders import text_states
 
@@ -75,12 +75,17 @@ class Denoiser(nn.Module):
 
 
 def build_denoiser(stage: Stage, text_encoder: CLIPTextModel | None) -> Denoiser:
-    """The trained module with seeded random weights; a run before may give it others."""
+    """The trained module with seeded random weights; a run before may give it others.
+
+    With engine.gradient_checkpointing=auto it recomputes nothing yet: bigdiff.models.recomputing chooses.
+
+    Raises:
+        UsageError: for a UNet that cannot be built, or that has not the blocks or parameters that are named.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.seed)
         unet = build_unet(stage.model.unet, stage.latent_size)
-    if stage.engine.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    checkpointing.recompute(unet, checkpointing.chosen(unet, stage.engine.gradient_checkpointing))
     trains_text = stage.model.text is not None and stage.model.text.train
     denoiser = Denoiser(unet, text_encoder, trains_text)
     denoiser.freeze(stage.model.frozen)

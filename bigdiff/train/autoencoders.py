@@ -60,7 +60,7 @@ def load(stage: Stage) -> Networks:
         torch.manual_seed(stage.seed)
         vae = build(config, stage.resolution)
         discriminator = PatchDiscriminator(config.disc_channels, config.disc_layers) if config.disc_weight else None
-    if stage.engine.gradient_checkpointing:
+    if stage.engine.gradient_checkpointing is True:
         vae.enable_gradient_checkpointing()
     module = Codec(vae, discriminator)
     learning.freeze(module.trained(), stage.model.frozen)

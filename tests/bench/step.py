@@ -36,7 +36,7 @@ from torch.profiler import record_function
 
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
-from bigdiff.models import agreement, flops, speed
+from bigdiff.models import checkpointing, agreement, flops, speed
 from bigdiff.runtime import devices
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import versions
@@ -83,10 +83,7 @@ class Ours:
             self.texts[how] = networks.encoded(stage, self.denoiser, self.captions, self.run.world)
         captions, said = self.texts[how]
         self.run.task = replace(self.run.task, stage=stage, captions=captions)
-        if stage.engine.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        else:
-            unet.disable_gradient_checkpointing()
+        checkpointing.recompute(unet, checkpointing.chosen(unet, stage.engine.gradient_checkpointing))
         return [*said, *speed.apply(self.denoiser, stage.speed, samples, self.run.world)]
 
     def step(self) -> None:

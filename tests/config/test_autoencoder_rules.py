@@ -21,6 +21,7 @@ def test_the_published_stage_passes() -> None:
         (["diffusion.prediction_type=sample"], "diffusion has no effect in a stage with model.autoencoder"),
         (["text_dropout=0.1"], "text_dropout=0.1 has no effect without text"),
         (["speed.channels_last=true"], "speed has no effect with model.autoencoder"),
+        (["engine.gradient_checkpointing=auto"], "gradient_checkpointing=auto is of a UNet's blocks"),
         (["data.buckets=true", "data.crop=center"], "data.buckets is for stages of diffusion"),
         (["data.images=", "data.latents=x", "data.crop=center"], "an autoencoder is trained on pictures"),
         (["model.autoencoder.latent_channels=0"], "latent_channels=0 must be positive"),

@@ -41,7 +41,19 @@ def load(folder: Path, *settings: str) -> Stage:
             ["speed.cuda_graphs=true"],
             "speed.cuda_graphs replays what speed.compile has compiled: set speed.compile, too",
         ),
-        (["speed={compile: whole, cuda_graphs: true}", "engine.gradient_checkpointing=true"], "do not go together"),
+        *(
+            (
+                ["speed={compile: whole, cuda_graphs: true}", f"engine.gradient_checkpointing={how}"],
+                "do not go together",
+            )
+            for how in ("true", "auto", "mid_block")
+        ),
+        (["engine.gradient_checkpointing="], "gradient_checkpointing='' has an empty name"),
+        (["engine.gradient_checkpointing='up_blocks,'"], "gradient_checkpointing='up_blocks,' has an empty name"),
+        (["engine.gradient_checkpointing=2"], "incompatible with type hint"),
+        (["engine.gradient_checkpointing=auto", "engine.memory_gb=-1"], "memory_gb=-1 must not be negative"),
+        (["engine.memory_gb=80"], "memory_gb=80 has no effect without engine.gradient_checkpointing=auto"),
+        (["engine.gradient_checkpointing=true", "engine.memory_gb=80"], "has no effect without"),
         (["speed.norm=fused"], "speed.norm=fused is computed in channels_last: set speed.channels_last=true"),
         (["speed={norm: fused, channels_last: true, compile: whole}"], "fuse the same operations: set one of them"),
         (
