@@ -1,7 +1,7 @@
 """Which units of a UNet keep their activations for the backward pass, and which are computed again in it.
 
-Gradient checkpointing is Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". diffusers hands each residual
-block and each transformer block to one function per container, so that every one of them can be chosen by itself.
+Gradient checkpointing is Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". diffusers hands each
+residual block and each transformer block to one function per container, so that each can be chosen by itself.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

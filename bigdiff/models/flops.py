@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bigdiff.config.engine_rules import AUTO
 from bigdiff.config.schema import Stage
 from bigdiff.models.network import Network, autoencoder, network
 
@@ -52,18 +53,18 @@ def per_image(stage: Stage) -> Flops:
         UsageError: as `network`.
     """
     plain = of(network(replace(stage, engine=replace(stage.engine, gradient_checkpointing=False))))
-    if not stage.engine.gradient_checkpointing:
+    if stage.engine.gradient_checkpointing in (False, AUTO):  # what that will recompute, its memory decides
         return plain
     return replace(plain, recomputed=of(network(stage)).model - plain.model)
 
 
 def of(found: Network) -> Flops:
     """Of an image through `found`, 1 to 2 s of work for SD's UNet; what checkpointing recomputes is in `backward`."""
-    with _counter() as counter:
+    with counter() as count:
         output = found.denoiser(*found.inputs(1, found.tokens and found.denoiser.train_text))
-        forward = counter.get_total_flops()
+        forward = count.get_total_flops()
         torch.autograd.backward(output.sum())
-    both = counter.get_total_flops()
+    both = count.get_total_flops()
     return Flops(forward=forward, backward=both - forward, recomputed=0, frozen=_frozen(found))
 
 
@@ -85,21 +86,22 @@ def _encoded(encoder: AutoencoderKL, side: int) -> int:
 
 def counted(forward: Callable[[], object]) -> int:
     """Of any forward pass on the meta device, which computes nothing."""
-    with torch.no_grad(), _counter() as counter:
+    with torch.no_grad(), counter() as count:
         forward()
-    return counter.get_total_flops()
+    return count.get_total_flops()
 
 
 def _frozen(found: Network) -> int:
-    with torch.no_grad(), _counter() as counter:
+    with torch.no_grad(), counter() as count:
         if found.tokens and not found.denoiser.train_text:
             found.denoiser.states(found.inputs(1, tokens=True)[2])
     encoded = _encoded(found.encoder, found.stage.resolution) if found.encoder is not None else 0
-    return round((1 - found.stage.text_dropout) * counter.get_total_flops()) + encoded
+    return round((1 - found.stage.text_dropout) * count.get_total_flops()) + encoded
 
 
 @contextmanager
-def _counter() -> Iterator[FlopCounterMode]:
+def counter() -> Iterator[FlopCounterMode]:
+    """Counts the operators that run meanwhile."""
     # plain attention: the meta device has no kernel of its own, and its products are what the counter must see
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+        yield count

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bigdiff.config.schema import Stage
-from bigdiff.plan.memory import Weights
 from bigdiff.plan.scaling import Machine, predict
-from bigdiff.plan.volumes import shares
+from bigdiff.train.memory import Weights
+from bigdiff.train.volumes import shares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

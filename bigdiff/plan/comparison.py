@@ -27,12 +27,12 @@ from bigdiff.metrics import readings
 from bigdiff.plan import forecast, probe, table
 from bigdiff.plan.counted import Counted, counted, of
 from bigdiff.plan.forecast import Basis, Forecast
-from bigdiff.plan.memory import Part
 from bigdiff.plan.room import used
 from bigdiff.runtime import devices
 from bigdiff.runtime.files import write_json
 from bigdiff.runtime.records import read
 from bigdiff.train import preflight, usage
+from bigdiff.train.memory import Part
 from bigdiff.train.usage import Start
 
 RECORD: Final = "forecast.json"  # in the run's folder

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from bigdiff.config.schema import Stage
+from bigdiff.models import activations
 from bigdiff.models.network import network
-from bigdiff.plan import activations
 from bigdiff.plan.forecast import Forecast
-from bigdiff.plan.memory import Part, Weights, peak, state, transient
 from bigdiff.plan.parameters import parameters
 from bigdiff.plan.room import checkpoint_bytes, most_bytes
 from bigdiff.plan.scaling import fitted
-from bigdiff.plan.volumes import volumes
+from bigdiff.train.memory import Part, Weights, peak, state, transient
+from bigdiff.train.volumes import volumes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

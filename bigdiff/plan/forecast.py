@@ -8,20 +8,20 @@ from bigdiff.config.cluster import Cluster
 from bigdiff.config.engine_rules import in_bf16
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage
-from bigdiff.models import flops
+from bigdiff.models import activations, flops
+from bigdiff.models.activations import Activations
 from bigdiff.models.flops import Flops
 from bigdiff.models.network import network
-from bigdiff.plan import activations, buckets, probe
-from bigdiff.plan.activations import Activations
+from bigdiff.plan import buckets, probe
 from bigdiff.plan.buckets import Bucket
 from bigdiff.plan.cost import Cost, cost
 from bigdiff.plan.links import EFFICIENCY, Fabric
-from bigdiff.plan.memory import Part, Weights, largest_micro, state, transient
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, predict, update_bytes
 from bigdiff.plan.storage import Pictures, Storage, storage
-from bigdiff.plan.volumes import Volume, volumes
 from bigdiff.runtime.devices import Device, device
+from bigdiff.train.memory import Part, Weights, largest_micro, state, transient
+from bigdiff.train.volumes import Volume, volumes
 
 _GIVEN: Final = ("cluster", "nodes", "network", "price", "samples", "picture_kb")
 NETWORK: Final = 400.0  # Gb/s of each device's card, where nothing else is given

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from bigdiff.plan.volumes import Volume
+from bigdiff.train.volumes import Volume
 
 EFFICIENCY: Final = 0.8  # of a link's rate that a ring reaches; assumed (nccl-tests on H100: 0.8 inside a node)
 _RING: Final = (8.4e-6, 3.4e-6, 9.6e-6)  # seconds: at all, per step over NVLink, per step over the network (Simple)

@@ -24,10 +24,10 @@ from bigdiff.models import flops
 from bigdiff.models.ema import Averages
 from bigdiff.models.network import network
 from bigdiff.plan.links import Fabric
-from bigdiff.plan.memory import Weights, own_elements
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import Machine, Pace, predict
 from bigdiff.runtime.world import World, enter, leave
+from bigdiff.train.memory import Weights, own_elements
 
 SECONDS: Final = 6.0  # for each of the measured things, about
 LIMIT: Final = 300.0  # seconds after which ranks that say nothing are given up

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from bigdiff.plan.cost import Cost
 from bigdiff.plan.forecast import Basis, Forecast, Row
-from bigdiff.plan.memory import peak
 from bigdiff.plan.storage import hours
 from bigdiff.plan.table import blank
+from bigdiff.train.memory import peak
 
 _LEGEND: Final = (
     "c counted from the network and the engine's calls, m measured by the probe, ~ modelled from these and from what "

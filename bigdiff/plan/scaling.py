@@ -10,8 +10,8 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage
 from bigdiff.models.ema import profiles
 from bigdiff.plan.links import Fabric, seconds
-from bigdiff.plan.memory import Weights, own_elements
-from bigdiff.plan.volumes import Volume, volumes
+from bigdiff.train.memory import Weights, own_elements
+from bigdiff.train.volumes import Volume, volumes
 
 FRACTION: Final = 0.4  # of a device's stated peak that passes of many images reach; assumed, see docs/planning.md
 BANDWIDTH: Final = 0.8  # of its memory's stated rate that the update reaches; assumed

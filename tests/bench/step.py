@@ -36,7 +36,7 @@ from torch.profiler import record_function
 
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
-from bigdiff.models import checkpointing, agreement, flops, speed
+from bigdiff.models import agreement, checkpointing, flops, speed
 from bigdiff.runtime import devices
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import versions

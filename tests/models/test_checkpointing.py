@@ -48,7 +48,7 @@ def calls(network: AnyUNet) -> Iterator[dict[str, int]]:
     """How often each unit is computed."""
     found: dict[str, int] = {}
 
-    def count(name: str) -> Any:  # noqa: ANN401 (a hook)
+    def count(name: str) -> Any:
         def once(*_: object) -> None:
             found[name] = found.get(name, 0) + 1
 
@@ -64,7 +64,7 @@ def calls(network: AnyUNet) -> Iterator[dict[str, int]]:
 def test_the_units_are_all_that_diffusers_hands_to_its_function(kind: str) -> None:
     network, seen = unet(kind), list[nn.Module]()
 
-    def visit(unit: nn.Module, *arguments: Any) -> Any:  # noqa: ANN401 (a unit's)
+    def visit(unit: nn.Module, *arguments: Any) -> Any:
         seen.append(unit)
         return unit(*arguments)
 
@@ -111,7 +111,7 @@ def test_a_visit_sees_each_unit_and_leaves_the_switches_as_they_were() -> None:
     network, given, seen = unet("text"), sample("text"), list[nn.Module]()
     checkpointing.recompute(network, checkpointing.chosen(network, "down_blocks"))
 
-    def visit(unit: nn.Module, *arguments: Any) -> Any:  # noqa: ANN401 (a unit's)
+    def visit(unit: nn.Module, *arguments: Any) -> Any:
         seen.append(unit)
         return unit(*arguments)
 

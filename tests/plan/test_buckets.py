@@ -7,9 +7,9 @@ from bigdiff.config.load import load_stage
 from bigdiff.models.network import network
 from bigdiff.plan import buckets
 from bigdiff.plan.links import Fabric, seconds
-from bigdiff.plan.memory import Weights
 from bigdiff.plan.scaling import Machine, Pace, predict
-from bigdiff.plan.volumes import Volume, volumes
+from bigdiff.train.memory import Weights
+from bigdiff.train.volumes import Volume, volumes
 
 SMALL = Weights(sizes=(700_001, 300, 2_000_000, 1_299_999, 5_000_000, 999_700), frozen=0)
 FABRIC = Fabric(per_node=8, inside=360e9, between=40e9)

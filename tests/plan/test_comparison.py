@@ -11,10 +11,10 @@ from bigdiff.config.load import dump, load_cluster, load_stage
 from bigdiff.models.network import network
 from bigdiff.plan import comparison, probe
 from bigdiff.plan.forecast import Basis, forecast
-from bigdiff.plan.memory import peak
 from bigdiff.plan.probe import Probe
 from bigdiff.runtime.devices import device
 from bigdiff.runtime.records import write
+from bigdiff.train.memory import peak
 from bigdiff.train.usage import Start
 
 SMALL = (

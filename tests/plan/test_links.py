@@ -1,7 +1,7 @@
 import pytest
 
 from bigdiff.plan.links import Fabric, seconds
-from bigdiff.plan.volumes import Kind, Volume
+from bigdiff.train.volumes import Kind, Volume
 
 H100 = Fabric(per_node=8, inside=360e9, between=40e9)
 

@@ -5,9 +5,9 @@ import pytest
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.plan.links import Fabric
-from bigdiff.plan.memory import Weights
 from bigdiff.plan.scaling import Machine, Pace, fitted, predict, uncovered, update_bytes
-from bigdiff.plan.volumes import Volume
+from bigdiff.train.memory import Weights
+from bigdiff.train.volumes import Volume
 
 SD = Weights(sizes=(859_520_964,), frozen=0)
 FABRIC = Fabric(per_node=8, inside=360e9, between=40e9)

@@ -8,9 +8,9 @@ import pytest
 from bigdiff.config.errors import UsageError
 from bigdiff.plan import comparison
 from bigdiff.plan.comparison import Comparison, Pair
-from bigdiff.plan.memory import Part
 from bigdiff.report import folder, forecast
 from bigdiff.runtime.files import write_json
+from bigdiff.train.memory import Part
 
 FOUND = Comparison(
     stage="quickstart-32px",

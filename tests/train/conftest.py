@@ -1,5 +1,6 @@
 """A run whose parts are all real but for the network: one flat weight in plain torch, fitted to the toy's latents."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 
 from bigdiff.checkpoint import layout
 from bigdiff.checkpoint.content import MOMENTS
@@ -33,6 +35,37 @@ from bigdiff.train.usage import Start, Usage
 SHAPE = (2, 4, 4)  # of a toy's latent
 RATE = 0.02
 START = Start(time=0.0, devices=1, device="cpu", flops=0, network="")
+# the engine of each ZeRO stage and precision on one and two ranks, observed once for all tests here
+OBSERVED = {
+    "name": "observed",
+    "resolution": 64,
+    "steps": 7,
+    "data": {"latents": "none"},
+    "batch": {"total": 8, "micro": 4},
+    "optim": {"warmup_steps": 2},
+    "model": {"vae": {"source": "none"}, "text": {"encoder": "none", "tokenizer": "none"}},
+}
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests/train")
+import observed
+observed.main(sys.argv[1], sys.argv[2:])
+"""
+BUCKETS = "engine.bucket_elements=250000"
+CASES = [
+    *(f"engine.zero_stage=0 engine.precision={kind}" for kind in ("fp32", "bf16")),
+    *(
+        f"engine.zero_stage={stage} engine.precision={kind} {BUCKETS}"
+        for stage in (1, 2, 3)
+        for kind in ("fp32", "bf16")
+    ),
+    f"engine.zero_stage=1 engine.precision=fp32 batch.micro=2 {BUCKETS}",
+    *(f"engine.zero_stage={stage} engine.precision=bf16 batch.micro=2 {BUCKETS}" for stage in (2, 3)),
+    f"engine.zero_stage=2 engine.precision=bf16 {BUCKETS} ema.decays=[0.9,0.99]",
+    *(f"engine.zero_stage=3 engine.precision=fp32 {BUCKETS} reuse={distance}" for distance in (0, 1_000_000, 10**9)),
+]
+Seen = dict[str, dict[str, Any]]
+SEEN: dict[int, Seen] = {}
 
 
 class Plain:
@@ -175,3 +208,25 @@ class Said:
 
     def __call__(self, line: str) -> None:
         self.told.append(line)
+
+
+@pytest.fixture
+def stage_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stage that the cases change."""
+    file = tmp_path_factory.getbasetemp() / "observed.yaml"
+    file.write_text(yaml.safe_dump(OBSERVED))
+    return file
+
+
+@pytest.fixture
+def observed(run_ranks: Callable[..., list[str]], stage_file: Path) -> Callable[[int], Seen]:
+    """What the first of so many ranks saw of each case."""
+
+    def seen(ranks: int) -> Seen:
+        if ranks not in SEEN:
+            total = f"batch.total={4 * ranks}"
+            outputs = run_ranks(SCRIPT, ranks, str(stage_file), *(f"{case} {total}" for case in CASES))
+            SEEN[ranks] = json.loads(outputs[0].splitlines()[-1])
+        return SEEN[ranks]
+
+    return seen

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigdiff.models import flops
-from bigdiff.plan.activations import flash
+from bigdiff.models.activations import flash
 
 # products and attention in one kernel; and a view that torch does not call one
 FREE = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product", "_unsafe_view")

@@ -7,9 +7,9 @@ import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
-from bigdiff.plan.volumes import Volume, refetched, share, shares, volumes
+from bigdiff.train.volumes import Volume, refetched, share, shares, volumes
 
-LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/plan/observed.py
+LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/train/observed.py
 SIZES = [one for a, b in LAYERS for one in ((a * b, b) if b != 351 else (a * b,))]
 Seen = dict[str, dict[str, Any]]
 

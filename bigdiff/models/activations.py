@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigdiff.config.schema import Stage
-from bigdiff.models.network import network
+from bigdiff.models.network import Network, network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Activations:
-    """Of one image; they grow with the micro-batch."""
+    """Of one image, unless more are asked for; they grow with the micro-batch."""
 
     held: int  # bytes that the forward pass leaves for the backward pass
     peak: int  # bytes at most, anywhere in both
@@ -35,13 +35,16 @@ def per_image(stage: Stage, half: bool) -> Activations:
     Raises:
         UsageError: as `network`.
     """
-    found = network(stage)
-    kind = torch.bfloat16 if half else torch.float32
-    module = found.denoiser.to(kind)
+    return of(network(stage), half)
+
+
+def of(found: Network, half: bool, images: int = 1) -> Activations:
+    """Of `images` at once through `found`, whose denoiser is in bf16 or fp32 from then on."""
+    module = found.denoiser.to(torch.bfloat16 if half else torch.float32)
     for weight in found.denoiser.trained().values():
         weight.register_post_accumulate_grad_hook(_dropped)  # type: ignore[no-untyped-call]
     with flash(), Lives(module.parameters()) as lives:
-        output = module(*found.inputs(1, found.tokens and found.denoiser.train_text))
+        output = module(*found.inputs(images, found.tokens and found.denoiser.train_text))
         held, lives.peak = lives.bytes, lives.bytes
         torch.autograd.backward(output.sum())
     return Activations(held=held, peak=lives.peak, kernels=lives.kernels)

@@ -1,6 +1,6 @@
 """Bytes that each rank holds, part by part, at each ZeRO stage of DeepSpeed 0.19.8 as the engine configures it.
 
-What lives between two steps is exact (tests/plan/test_memory.py sums the tensors of the running engine); what comes and
+What lives between two steps is exact (tests/train/test_memory.py sums the tensors of the running engine); what comes and
 goes within one is modelled after its buffers, and held against the allocator's trace there.
 """
 
@@ -10,9 +10,9 @@ from typing import Final, Literal
 
 from bigdiff.config.engine_rules import passes
 from bigdiff.config.schema import Stage
+from bigdiff.models.activations import Activations
 from bigdiff.models.ema import profiles
-from bigdiff.plan.activations import Activations
-from bigdiff.plan.volumes import PERSISTENT, PREFETCH, REUSE, refetched, share, shares
+from bigdiff.train.volumes import PERSISTENT, PREFETCH, REUSE, refetched, share, shares
 
 Span = Literal["always", "pass", "step"]  # between steps, too; in a forward and backward pass; in the optimizer's step
 # Of a device's memory: the CUDA context, NCCL's channels and what the allocator cannot use. Assumed, not measured.

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from bigdiff.config.load import load_stage
-from bigdiff.plan.activations import Activations
-from bigdiff.plan.memory import Part, Weights, largest_micro, own_elements, peak, state, transient
+from bigdiff.models.activations import Activations
+from bigdiff.train.memory import Part, Weights, largest_micro, own_elements, peak, state, transient
 
-LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/plan/observed.py
+LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/train/observed.py
 SIZES = tuple(one for a, b in LAYERS for one in ((a * b, b) if b != 351 else (a * b,)))
 SD = Weights(sizes=(859_520_964,), frozen=123_060_480)
 NONE = Activations(held=0, peak=0, kernels=0)

@@ -4,8 +4,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
+from bigdiff.models.activations import Lives, per_image
 from bigdiff.models.network import network
-from bigdiff.plan.activations import Lives, per_image
 
 SMALL = ["model.text.encoder=nowhere", "resolution=128"]
 MARK = 12_345  # elements of a tensor that tells the forward pass from the backward pass
