@@ -1,8 +1,8 @@
 """What each unit of a UNet keeps for the backward pass, what computing it again takes, and which are worth it.
 
 A forward pass on the meta device is followed: every tensor that autograd saves is noted with the unit that saves it.
-What one unit alone saves, and was not given, is gone when that unit is recomputed; what it was given stays. Checkpointing
-stops computing as soon as the last saved tensor is there again, so that operators behind that are not counted.
+What one unit alone saves, and was not given, is gone when that unit is recomputed; what it was given stays.
+Checkpointing stops computing when the last saved tensor is there again, so that operators behind it are not counted.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from bigdiff.checkpoint import layout
 from bigdiff.config.cluster import Cluster
-from bigdiff.config.engine_rules import in_bf16
+from bigdiff.config.engine_rules import AUTO, in_bf16
 from bigdiff.config.errors import UsageError, door
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.config.schema import Stage
@@ -33,6 +33,7 @@ from bigdiff.runtime.files import write_json
 from bigdiff.runtime.records import read
 from bigdiff.train import preflight, usage
 from bigdiff.train.memory import Part
+from bigdiff.train.recomputing import switched
 from bigdiff.train.usage import Start
 
 RECORD: Final = "forecast.json"  # in the run's folder
@@ -106,6 +107,8 @@ def compare(run: Path, measurement: Path | None, network: float) -> Comparison:
     stage = load_stage(str(file))
     starts, lines = _measured(run)
     start = starts[-1]
+    if stage.engine.gradient_checkpointing == AUTO:
+        stage = switched(stage, start.recomputed)
     seen = _Seen(folder=run, stage=stage, starts=starts, nodes=_nodes(run, start), lines=tuple(lines))
     planned, lacks = None, ""
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bigdiff.config.cluster import Cluster
-from bigdiff.config.engine_rules import in_bf16
+from bigdiff.config.engine_rules import AUTO, in_bf16
 from bigdiff.config.errors import UsageError
 from bigdiff.config.schema import Stage
 from bigdiff.models import activations, flops
@@ -20,7 +20,9 @@ from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, predict, update_bytes
 from bigdiff.plan.storage import Pictures, Storage, storage
 from bigdiff.runtime.devices import Device, device
-from bigdiff.train.memory import Part, Weights, largest_micro, state, transient
+from bigdiff.train import recomputing
+from bigdiff.train.memory import Part, Ranks, Weights, largest_micro, state, transient
+from bigdiff.train.recomputing import Counted
 from bigdiff.train.volumes import Volume, volumes
 
 _GIVEN: Final = ("cluster", "nodes", "network", "price", "samples", "picture_kb")
@@ -39,11 +41,21 @@ class Basis:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """What an image takes of the network, and of what is recomputed of it."""
+
+    flops: Flops
+    activations: Activations
+    told: str = ""  # what engine.gradient_checkpointing=auto chooses
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """A stage on so many nodes."""
 
     nodes: int
     stage: Stage  # with its micro-batch fitted to the ranks
+    image: Image
     step: Step
     efficiency: float  # relative to the first row
     parts: tuple[Part, ...]
@@ -59,12 +71,20 @@ class Forecast:
 
     stage: Stage
     weights: Weights
-    flops: Flops
-    activations: Activations
-    machine: Machine
+    half: bool  # bf16 over fp32 masters
     rows: tuple[Row, ...]
     storage: Storage
     assumed: tuple[str, ...]  # sentences
+
+    @property
+    def flops(self) -> Flops:
+        """Of an image, on the first number of nodes."""
+        return self.rows[0].image.flops
+
+    @property
+    def activations(self) -> Activations:
+        """Of an image, on the first number of nodes."""
+        return self.rows[0].image.activations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,41 +144,70 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
     half = in_bf16(stage, gpu)
     found = network(stage)
     weights = Weights(sizes=found.sizes, frozen=found.frozen)
-    counted, kept = flops.per_image(stage), activations.per_image(stage, half)
-    machine, assumed = _machine(stage, cluster, given, counted, kept)
+    plain = Image(flops=flops.per_image(stage), activations=activations.per_image(stage, half))
+    auto = recomputing.counted(stage, half) if stage.engine.gradient_checkpointing == AUTO else None
+    memory = 1e9 * stage.engine.memory_gb or (given.device.memory if given.device else 0.0)
     rows: list[Row] = []
+    assumed: list[str] = []
     for number in nodes:
-        ranks = number * cluster.processes_per_node
-        one = fitted(stage, ranks)
-        step = predict(one, weights, ranks, machine)
-        parts = (*state(one, weights, ranks, half), *transient(one, weights, ranks, half, gpu, kept))
+        on = Ranks(count=number * cluster.processes_per_node, gpu=gpu, half=half, memory=memory)
+        one = fitted(stage, on.count)
+        image = _chosen(one, on, plain, auto) if auto else plain
+        machine, told = _machine(stage, cluster, given, image)
+        step = predict(one, weights, on.count, machine)
         row = Row(
             nodes=number,
             stage=one,
+            image=image,
             step=step,
             efficiency=step.efficiency(rows[0].step if rows else step),
-            parts=parts,
-            largest=largest_micro(one, weights, ranks, given.device.memory, kept) if given.device else 0,
-            volumes=volumes(one, weights.sizes, ranks, gpu, half),
-            bucket=buckets.best(one, weights, ranks, machine),
+            parts=(
+                *state(one, weights, on.count, half),
+                *transient(one, weights, on.count, half, gpu, image.activations),
+            ),
+            largest=_largest(one, weights, on, image, auto),
+            volumes=volumes(one, weights.sizes, on.count, gpu, half),
+            bucket=buckets.best(one, weights, on.count, machine),
             cost=cost(one, step, given.price, given.device.node_watts if given.device else 0.0),
         )
         rows.append(row)
+        assumed += [*told, *([f"{number:,} nodes: {image.told}"] if image.told else [])]
     return Forecast(
         stage=stage,
         weights=weights,
-        flops=counted,
-        activations=kept,
-        machine=machine,
+        half=half,
         rows=tuple(rows),
         storage=storage(stage, sum(found.sizes), given.pictures),
-        assumed=(*assumed, *found.notes),
+        assumed=(*dict.fromkeys(assumed), *found.notes),
     )
 
 
-def _machine(
-    stage: Stage, cluster: Cluster, given: Basis, counted: Flops, kept: Activations
-) -> tuple[Machine, tuple[str, ...]]:
+def _chosen(stage: Stage, on: Ranks, plain: Image, auto: Counted) -> Image:
+    """What an image takes with the units that the trainer will recompute of `stage` on these ranks."""
+    chosen = recomputing.choose(stage, on, auto)
+    told = chosen.line(plain.flops.needed)
+    if not chosen.names:
+        return replace(plain, told=told)
+    followed = activations.per_image(recomputing.switched(stage, chosen.how), on.half)
+    return Image(
+        flops=replace(plain.flops, recomputed=chosen.flops),
+        # of many images: of one by itself a weight's gradient may be the most that there is at once
+        activations=replace(followed, peak=chosen.peak),
+        told=told,
+    )
+
+
+def _largest(stage: Stage, weights: Weights, on: Ranks, image: Image, auto: Counted | None) -> int:
+    """The largest micro-batch; with auto that of a network that recomputes all, as it will for it."""
+    if not on.memory:
+        return 0
+    if auto is not None:
+        return recomputing.largest(stage, on, auto)
+    return largest_micro(stage, weights, on.count, on.memory, image.activations)
+
+
+def _machine(stage: Stage, cluster: Cluster, given: Basis, image: Image) -> tuple[Machine, tuple[str, ...]]:
+    counted, kept = image.flops, image.activations
     between = given.network * 1e9 / 8 * EFFICIENCY
     share = (counted.backward + counted.recomputed) / counted.total
     wire = f"modelled: {given.network:g} Gb/s between nodes for each rank, of which a ring reaches {EFFICIENCY:.0%}"

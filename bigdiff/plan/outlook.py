@@ -35,7 +35,7 @@ def _stage(one: Forecast, given: Basis, out: Console) -> list[RenderableType]:
     extra = f" + {flops.recomputed / 1e9:,.1f} recomputed" if flops.recomputed else ""
     head = (
         f"{stage.name}: {one.weights.total:,} trained parameters (c), ZeRO-{stage.engine.zero_stage}, "
-        f"{'bf16 over fp32' if one.machine.half else 'fp32'}\n"
+        f"{'bf16 over fp32' if one.half else 'fp32'}\n"
         f"GFLOP an image (c): {flops.forward / 1e9:,.1f} forward + {flops.backward / 1e9:,.1f} backward{extra} + "
         f"{flops.frozen / 1e9:,.1f} of frozen networks\n"
         f"activations an image (c): {_bytes(one.activations.held)} held, {_bytes(one.activations.peak)} at most"

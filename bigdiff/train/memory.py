@@ -1,7 +1,7 @@
 """Bytes that each rank holds, part by part, at each ZeRO stage of DeepSpeed 0.19.8 as the engine configures it.
 
-What lives between two steps is exact (tests/train/test_memory.py sums the tensors of the running engine); what comes and
-goes within one is modelled after its buffers, and held against the allocator's trace there.
+What lives between two steps is exact (tests/train/test_memory.py sums the tensors of the running engine); what comes
+and goes within one is modelled after its buffers, and held against the allocator's trace there.
 """
 
 from collections.abc import Sequence
@@ -40,6 +40,16 @@ class Weights:
     def total(self) -> int:
         """Trained elements."""
         return sum(self.sizes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """How many processes there are, and what each computes on."""
+
+    count: int
+    gpu: bool
+    half: bool  # bf16 over fp32 masters
+    memory: float  # bytes of each one's device; 0: not known
 
 
 def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part, ...]:
@@ -104,18 +114,27 @@ def peak(parts: Sequence[Part]) -> int:
     return spans["always"] + max(spans["pass"], spans["step"])
 
 
+def room(stage: Stage, weights: Weights, on: Ranks) -> float:
+    """Bytes of a device that its state and the engine's buffers leave for the activations of a pass; maybe below 0.
+
+    Raises:
+        UsageError: when the batch does not divide over the ranks.
+    """
+    none = Activations(held=0, peak=0, kernels=0)
+    parts = (
+        *state(stage, weights, on.count, on.half),
+        *transient(stage, weights, on.count, on.half, on.gpu, none),
+    )
+    return USABLE * on.memory - RESERVED - sum(part.bytes for part in parts if part.span != "step")
+
+
 def largest_micro(stage: Stage, weights: Weights, ranks: int, memory: float, activations: Activations) -> int:
     """Samples of the largest micro-batch in bf16 on devices of `memory` bytes; 0: the state alone does not fit.
 
     It need not divide the stage's batch.
     """
-    held = sum(part.bytes for part in state(stage, weights, ranks, half=True))
-    rest = sum(
-        part.bytes
-        for part in transient(stage, weights, ranks, half=True, gpu=True, activations=activations)
-        if part.span == "pass" and part.name != "activations"
-    )
-    return max(0, int((USABLE * memory - RESERVED - held - rest) // activations.peak))
+    left = room(stage, weights, Ranks(count=ranks, gpu=True, half=True, memory=memory))
+    return max(0, int(left // activations.peak))
 
 
 def own_elements(zero_stage: int, weights: Weights, ranks: int) -> int:

@@ -35,6 +35,7 @@ from bigdiff.train import (
     networks,
     preflight,
     pretrained,
+    recomputing,
     regrouped,
     report,
     resuming,
@@ -86,7 +87,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         given = pretrained.settle(stage, world, found.module)
         stored = kept.settle(stage, world, found.untrained(), found.kept())
         around = Around(kept=stored.names, loaded=found.loaded() | given)  # before the engine rounds them
-        prepared = prepare(found, sets, course, world)
+        prepared, chosen = prepare(found, sets, course, world), recomputing.settle(found, world)
         held = closing.enter_context(held_out_samples(found, world)) if stage.validation.set else None
         engine = Engine(found.module, found.trained(), stage, world)
         identity = stream.identity(stage, sets, course, stored.sha256)
@@ -95,7 +96,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         checkpoints = CheckpointWriter(folder, world, engine.partition, names, stage.checkpoint, mark)
         standing = resume(stage, world, engine, ema, identity, around)
         del around, given  # the size of the network, on each process
-        state, usage = standing.state, begin_usage(found, sets, engine.half, world)
+        state, usage = standing.state, begin_usage(found, sets, engine.half, world, chosen)
         writer = writing(stage, folder, sets, state, usage) if world.first else None
         place = Place(start=start, parent=standing.start, step=state.step, rank=world.rank, size=world.size)
         feed = stream.feed(stage, world, sets, course, place, state.samples_seen)
@@ -180,6 +181,8 @@ def announce(run: Run) -> None:
     )
     if not run.ema.tensors:
         run.say("no averages: previews, export and the stages that start from this one take the weights themselves")
+    if run.usage.recomputed:
+        run.say(run.usage.recomputed)
     if run.usage.lacks:
         run.say(f"no speed/mfu: {run.usage.lacks}")
 

@@ -23,6 +23,7 @@ from bigdiff.runtime.world import World
 from bigdiff.train import autoencoders
 from bigdiff.train.data import Sets
 from bigdiff.train.networks import TEXT_STATES, Networks
+from bigdiff.train.recomputing import Chosen
 
 RECORD: Final = "usage.json"  # in the run's folder
 
@@ -37,6 +38,7 @@ class Start:
     flops: int  # that an image needs; 0 where they are not counted
     network: str  # sha256 of what they were counted of
     seconds: float = 0.0  # until its last reading; written by the start after it
+    recomputed: bool | str = False  # what engine.gradient_checkpointing=auto came to, as one of its other values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,7 @@ class Usage:
     peak: float  # of a device, FLOP/s; 0 where it is not known
     price: float  # of a device and hour; 0: none
     lacks: str = ""  # why there will be no speed/mfu, for a person
+    recomputed: str = ""  # what engine.gradient_checkpointing=auto chose, for a person
 
     def figures(self, images_per_second: float, hours_left: float, now: float) -> dict[str, float]:
         """By tag, of a reading at `now`, in seconds since 1970.
@@ -74,18 +77,24 @@ class Usage:
         return (sum(one.devices * one.seconds for one in earlier) + last.devices * (now - last.time)) / 3600
 
 
-def begin(found: Networks | autoencoders.Networks, sets: Sets, half: bool, world: World) -> Usage:
+def begin(
+    found: Networks | autoencoders.Networks, sets: Sets, half: bool, world: World, chosen: Chosen | None = None
+) -> Usage:
     """Add this start to the run's record, before the writer drops the lines that it does again; collective.
+
+    `chosen` is what engine.gradient_checkpointing=auto came to.
 
     Raises:
         RunError: on rank 0, for a record that is not one.
     """
     names: list[str] = world.gather(called(world.device))
-    starts: tuple[Start, ...] = world.first_does(lambda: _begun(found, sets, names))
+    starts: tuple[Start, ...] = world.first_does(lambda: _begun(found, sets, names, chosen))
     known, lacks = peak(names, half)
     if not starts[-1].flops:
         lacks = "the FLOPs of an autoencoder's stage are not counted"
-    return Usage(starts=starts, peak=known, price=found.stage.log.price_per_device_hour, lacks=lacks)
+    said = chosen.line(starts[-1].flops) if chosen else ""
+    price = found.stage.log.price_per_device_hour
+    return Usage(starts=starts, peak=known, price=price, lacks=lacks, recomputed=said)
 
 
 def peak(names: Sequence[str], half: bool) -> tuple[float, str]:
@@ -122,7 +131,9 @@ def network(found: Networks, sets: Sets) -> Network:
     return Network(stage=stage, denoiser=denoiser, encoder=encoder, notes=())
 
 
-def _begun(found: Networks | autoencoders.Networks, sets: Sets, names: Sequence[str]) -> tuple[Start, ...]:
+def _begun(
+    found: Networks | autoencoders.Networks, sets: Sets, names: Sequence[str], chosen: Chosen | None
+) -> tuple[Start, ...]:
     folder = run_folder(found.stage.runs, found.stage.name)
     earlier = read(folder / RECORD, lambda one: Start(**one), "starts")
     if earlier:
@@ -130,7 +141,8 @@ def _begun(found: Networks | autoencoders.Networks, sets: Sets, names: Sequence[
         earlier[-1] = replace(earlier[-1], seconds=max(0.0, round(until - earlier[-1].time, 3)))
     needed, mark = _counted(found, sets, earlier[-1] if earlier else None)
     began = round(time.time(), 3)
-    now = Start(time=began, devices=len(names), device=names[0], flops=needed, network=mark)
+    how = chosen.how if chosen else False
+    now = Start(time=began, devices=len(names), device=names[0], flops=needed, network=mark, recomputed=how)
     write(folder / RECORD, [*earlier, now])
     return (*earlier, now)
 

@@ -1,7 +1,7 @@
 """What the ranks send each other in a step: the collectives of DeepSpeed 0.19.8 at each ZeRO stage, and their bytes.
 
-tests/train/test_volumes.py counts the same calls of the running engine. `reduce_scatter` is DeepSpeed's name at stages 1
-and 2 for an all-reduce of which each rank keeps its part: twice a reduce-scatter's bytes.
+tests/train/test_volumes.py counts the same calls of the running engine. `reduce_scatter` is DeepSpeed's name at stages
+1 and 2 for an all-reduce of which each rank keeps its part: twice a reduce-scatter's bytes.
 """
 
 import math

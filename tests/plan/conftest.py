@@ -1,8 +1,21 @@
-"""A measurement that tests of plans rest on."""
+"""A measurement that tests of plans rest on, and a world of one."""
+
+from collections.abc import Iterator
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from bigdiff.plan.probe import Probe
+from bigdiff.runtime.world import World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """With a real process group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -1,16 +1,24 @@
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster, load_stage
+from bigdiff.config.schema import Stage
+from bigdiff.models import checkpointing
 from bigdiff.plan.forecast import Basis, Forecast, asked, forecast
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import FRACTION
 from bigdiff.runtime.devices import device
+from bigdiff.runtime.world import World
+from bigdiff.train import networks, recomputing
+from bigdiff.train.memory import RESERVED, USABLE, Ranks, peak, room
+from bigdiff.train.recomputing import settle, switched
 
+AUTO = "engine.gradient_checkpointing=auto"
 CLUSTER = load_cluster("sd-v1-card")
 OPTIONS: dict[str, Any] = dict.fromkeys(
     ["device", "probe", "cluster", "nodes", "network", "price", "samples", "picture_kb"]
@@ -90,3 +98,58 @@ def test_options() -> None:
 def test_useless_options_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         asked(OPTIONS | given)
+
+
+def tight(stage: Stage, share: float) -> float:
+    """GB of which a rank on a CPU has room for this share of what the plain network takes."""
+    known = recomputing.counted(stage, half=False)
+    none = Ranks(count=1, gpu=False, half=False, memory=0.0)
+    beside = -room(stage, known.weights, none) + 4 * max(known.weights.sizes)
+    return (share * stage.batch.micro * known.ledger.peak + beside) / USABLE / 1e9
+
+
+def test_the_trainer_and_the_planner_choose_the_same(toy: Path, world: World, probed: Probe) -> None:
+    whole = load_stage(str(toy / "stage.yaml"), [AUTO, "batch.total=2", "batch.micro=2"])
+    cluster = replace(load_cluster("local"), processes_per_node=1)
+    probed = replace(probed, ranks=1)
+    for share, some in ((1.1, False), (0.8, True), (0.1, True)):
+        stage = replace(whole, engine=replace(whole.engine, memory_gb=tight(whole, share)))
+        found = networks.load(stage)
+        chosen = settle(found, world)
+        assert chosen is not None and bool(chosen.names) is some and chosen.fits is (share > 0.5)
+        units = checkpointing.units(found.denoiser.unet)
+        assert {name for name, unit in units.items() if getattr(unit, "gradient_checkpointing", False)} == set(
+            chosen.names
+        )
+        (row,) = forecast(stage, cluster, [1], Basis(probe=probed)).rows
+        explicit = forecast(switched(stage, chosen.how), cluster, [1], Basis(probe=probed))
+        assert row.image.flops == explicit.flops and row.image.flops.recomputed == chosen.flops
+        assert row.image.activations.held == explicit.activations.held
+        assert row.image.activations.kernels == explicit.activations.kernels
+        assert row.image.activations.peak == chosen.peak
+        assert row.image.told == chosen.line(row.image.flops.needed)
+
+
+def test_what_is_recomputed_on_80_gb_follows_the_micro_batch_of_each_number_of_nodes() -> None:
+    """SD 1.x at 512 px: 8 ranks take 128 images at once, 64 take 32."""
+    found = sd(AUTO, "batch.micro=128")
+    plain, every = sd("batch.micro=128"), sd("batch.micro=128", "engine.gradient_checkpointing=true")
+    first, *others = found.rows
+    assert 0 < first.image.flops.recomputed < every.flops.recomputed
+    for row, whole in zip(found.rows, plain.rows, strict=True):
+        assert peak(row.parts) <= USABLE * 80e9 - RESERVED
+        assert row.image.flops.needed == whole.image.flops.needed
+        assert row.step.compute >= whole.step.compute
+        assert row.largest > whole.largest
+        assert any(one.startswith(f"{row.nodes:,} nodes: engine.gradient_checkpointing=auto") for one in found.assumed)
+    assert [row.image.activations for row in others] == [row.image.activations for row in plain.rows[1:]]
+    assert peak(plain.rows[0].parts) > peak(first.parts)
+    stated = sd(AUTO, "batch.micro=128", "engine.memory_gb=40")
+    assert stated.flops.recomputed > found.flops.recomputed
+
+
+def test_auto_recomputes_nothing_where_no_memory_is_known(probed: Probe) -> None:
+    settings = ["model.text.encoder=nowhere", AUTO]
+    found = forecast(load_stage("quickstart-32px", settings), load_cluster("local"), [1], Basis(probe=probed))
+    assert found.flops.recomputed == 0 and found.rows[0].largest == 0
+    assert any("as no limit of memory is known" in one for one in found.assumed)
