@@ -16,7 +16,7 @@ from triton_runs import network as interpreted_network
 
 from bigdiff.config.speed import Speed
 from bigdiff.engine.precision import sum_in_fp32
-from bigdiff.models import agreement, layout, speed
+from bigdiff.models import agreement, checkpointing, layout, speed
 from bigdiff.models.agreement import Sample
 from bigdiff.models.denoiser import Denoiser
 from bigdiff.runtime.world import World
@@ -124,22 +124,21 @@ def test_without_cudnn_its_benchmark_is_told_to_have_no_effect(world: World) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "how", "regions", "checkpointing"),
+    ("kind", "how", "regions", "again"),
     [
         (torch.float32, "blocks", 9, False),
         (torch.bfloat16, "blocks", 9, True),
         (torch.float32, "whole", 1, True),
-        (torch.bfloat16, "whole", 1, False),
+        (torch.bfloat16, "whole", 1, "down_blocks.0.resnets.0,up_blocks"),
     ],
 )
 def test_a_traced_unet_gives_the_same_gradients_under_the_same_names(
-    world: World, kind: torch.dtype, how: str, regions: int, checkpointing: bool
+    world: World, kind: torch.dtype, how: str, regions: int, again: bool | str
 ) -> None:
     torch.compiler.reset()
     network = denoiser(kind)
     names, weights = list(network.state_dict()), list(network.trained())
-    if checkpointing:
-        network.unet.enable_gradient_checkpointing()
+    checkpointing.recompute(network.unet, checkpointing.chosen(network.unet, again))
     known = agreement.known(network, sample())
     assert speed.apply(network, Speed(attention="math", channels_last=True), [], world) == []
     assert speed.compiled(network, how, [sample()], world, "aot_eager") == ""
