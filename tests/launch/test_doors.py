@@ -154,6 +154,10 @@ def test_a_local_dry_run_names_its_processes(
         (["launch/slurm.py", "--stage", "512px"], "256px has no checkpoint; train that stage first"),
         (["launch/local.py", "--stage", "512px"], "256px has no checkpoint; train that stage first"),
         (["launch/plan.py", "--recipe", "quickstart", "--fidelity"], "set `facts` of the recipe to sd-v1"),
+        (
+            ["launch/plan.py", "--stage", "256px", "--device", "h100", "engine.gradient_checkpointing=down_blocks.9"],
+            "engine.gradient_checkpointing=down_blocks.9: the UNet has no unit down_blocks.9",
+        ),
         (["launch/slurm.py", "--stage", "256px", "--cluster", "local"], "launch/local.py"),
         (["launch/local.py", "--stage", "512px", "--processes", "3"], "does not divide over 3 processes"),
         (["launch/local.py", "--stage", "512px", "steps"], "not of the form key=value"),

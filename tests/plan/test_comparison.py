@@ -119,6 +119,20 @@ def test_a_finished_runs_hours_and_money_stand_beside_the_planned(tmp_path: Path
     assert pairs["money"].predicted == pytest.approx(3 * hours)
 
 
+def test_what_auto_came_to_in_the_newest_start_is_predicted(tmp_path: Path) -> None:
+    starts = [replace(START, recomputed=True), replace(START, time=1400.0, recomputed="up_blocks.3,mid_block")]
+    run = made(tmp_path / "run", starts, [(1500.0, 0.5)])
+    written = [
+        load_stage("256px", [*SMALL, "name=made", f"engine.gradient_checkpointing={how}"])
+        for how in ("auto", "up_blocks.3,mid_block", "false")
+    ]
+    found = []
+    for stage in written:
+        (run / "config.yaml").write_text(dump(stage))
+        found.append(comparison.compare(run, None, 400.0))
+    assert found[0] == found[1] != found[2]
+
+
 def test_of_an_autoencoders_stage_checkpoints_are_compared(tmp_path: Path) -> None:
     run = made(tmp_path / "run", [replace(START, devices=2, device="cpu", flops=0)], [(1500.0, 0.5)])
     stage = load_stage("kl-f8", ["model.autoencoder.block_out_channels=[32,32,32,32]"])

@@ -133,9 +133,9 @@ def test_the_trainer_and_the_planner_choose_the_same(toy: Path, world: World, pr
 def test_what_is_recomputed_on_80_gb_follows_the_micro_batch_of_each_number_of_nodes() -> None:
     """SD 1.x at 512 px: 8 ranks take 128 images at once, 64 take 32."""
     found = sd(AUTO, "batch.micro=128")
-    plain, every = sd("batch.micro=128"), sd("batch.micro=128", "engine.gradient_checkpointing=true")
+    plain = sd("batch.micro=128")
     first, *others = found.rows
-    assert 0 < first.image.flops.recomputed < every.flops.recomputed
+    assert 0 < first.image.flops.recomputed < 595_039_846_400  # of all units
     for row, whole in zip(found.rows, plain.rows, strict=True):
         assert peak(row.parts) <= USABLE * 80e9 - RESERVED
         assert row.image.flops.needed == whole.image.flops.needed
@@ -144,8 +144,6 @@ def test_what_is_recomputed_on_80_gb_follows_the_micro_batch_of_each_number_of_n
         assert any(one.startswith(f"{row.nodes:,} nodes: engine.gradient_checkpointing=auto") for one in found.assumed)
     assert [row.image.activations for row in others] == [row.image.activations for row in plain.rows[1:]]
     assert peak(plain.rows[0].parts) > peak(first.parts)
-    stated = sd(AUTO, "batch.micro=128", "engine.memory_gb=40")
-    assert stated.flops.recomputed > found.flops.recomputed
 
 
 def test_auto_recomputes_nothing_where_no_memory_is_known(probed: Probe) -> None:

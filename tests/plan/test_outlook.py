@@ -52,3 +52,17 @@ def test_the_whole_recipe_costs_what_its_stages_do() -> None:
     assert last[0] == "1"
     assert float(last[2].replace(",", "")) == pytest.approx(hours, abs=0.51)
     assert float(last[3].replace(",", "")) == pytest.approx(3 * hours, abs=0.51)
+
+
+def test_what_auto_recomputes_is_told_for_each_number_of_nodes() -> None:
+    """Of 3.2 GB 2 are reserved: 8 ranks have no room for 64 images at once, 512 have for their 4."""
+    cluster = load_cluster("sd-v1-card")
+    settings = ["engine.gradient_checkpointing=auto", "engine.memory_gb=3.2", "batch.micro=64"]
+    found = forecast(load_stage("512px", [*SMALL, *settings]), cluster, (1, 64), GIVEN)
+    out = Console(file=io.StringIO(), width=160, highlight=False)
+    out.print(report([found], GIVEN, out))
+    assert isinstance(out.file, io.StringIO)
+    text = " ".join(out.file.getvalue().split())
+    assert "1 nodes: engine.gradient_checkpointing=auto recomputes" in text and "more FLOPs" in text
+    assert "64 nodes: engine.gradient_checkpointing=auto recomputes nothing" in text
+    assert f"+ {found.flops.recomputed / 1e9:,.1f} recomputed" in text and found.flops.recomputed > 0

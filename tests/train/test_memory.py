@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 
 from bigdiff.config.load import load_stage
 from bigdiff.models.activations import Activations
-from bigdiff.train.memory import Part, Weights, largest_micro, own_elements, peak, state, transient
+from bigdiff.train.memory import Part, Ranks, Weights, largest_micro, own_elements, peak, room, state, transient
 
 LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/train/observed.py
 SIZES = tuple(one for a, b in LAYERS for one in ((a * b, b) if b != 351 else (a * b,)))
@@ -61,6 +62,15 @@ def test_each_stage_shards_more_and_stage_0_nothing() -> None:
     assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
     assert own_elements(0, SD, 64) == SD.total
     assert own_elements(1, SD, 64) == pytest.approx(SD.total / 64, rel=1e-6)
+
+
+def test_the_room_is_what_the_parts_of_a_pass_leave() -> None:
+    stage, on = load_stage("512px"), Ranks(count=64, gpu=True, half=True, memory=80e9)
+    activations = Activations(held=0, peak=10**9, kernels=0)
+    parts = (*state(stage, SD, 64, True), *transient(stage, SD, 64, True, True, activations))
+    taken = sum(part.bytes for part in parts if part.span in ("always", "pass"))
+    assert room(stage, SD, on) == pytest.approx(0.95 * 80e9 - 2e9 - taken + stage.batch.micro * 10**9)
+    assert room(stage, SD, replace(on, memory=1e9)) < 0
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
