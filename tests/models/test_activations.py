@@ -32,8 +32,8 @@ def allocated(stage: Stage, batch: int) -> tuple[int, int]:
     return held, most
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_count_is_what_the_allocator_gives_out(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["false", "true", "down_blocks.0,up_blocks.1.resnets"])
+def test_the_count_is_what_the_allocator_gives_out(checkpointing: str) -> None:
     stage = load_stage("quickstart-32px", [*SMALL, f"engine.gradient_checkpointing={checkpointing}"])
     counted = per_image(stage, half=False)
     held, most = allocated(stage, batch=4)

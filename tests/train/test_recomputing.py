@@ -141,11 +141,12 @@ train_stage(load_stage(sys.argv[1], sys.argv[2:]))
 """
 
 
+@pytest.mark.parametrize("zero_stage", [1, 3])
 def test_a_run_with_auto_learns_the_same_says_its_choice_and_keeps_it(
-    toy: Path, tmp_path: Path, run_ranks: Callable[..., list[str]]
+    toy: Path, tmp_path: Path, run_ranks: Callable[..., list[str]], zero_stage: int
 ) -> None:
-    base = [f"runs={tmp_path}", "steps=3", "log.every=1", "batch.total=4", "batch.micro=2", "checkpoint.every=3"]
-    base += ["optim.warmup_steps=1"]
+    base = [f"runs={tmp_path}", "steps=3", "log.every=1", "batch.total=2", "batch.micro=2", "checkpoint.every=3"]
+    base += ["optim.warmup_steps=1", f"engine.zero_stage={zero_stage}"]
     memory = tight(load_stage(str(toy / "stage.yaml"), [*base, AUTO]), 0.7)
     losses, starts, told = [], [], []
     for name, more in (("plain", []), ("auto", [AUTO, f"engine.memory_gb={memory}"])):
