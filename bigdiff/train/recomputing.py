@@ -8,17 +8,17 @@ finds.
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from bigdiff.config.engine_rules import AUTO, in_bf16
 from bigdiff.config.schema import Stage
 from bigdiff.models import checkpointing, recomputing
+from bigdiff.models.denoiser import Denoiser
 from bigdiff.models.network import network
 from bigdiff.models.recomputing import Ledger
 from bigdiff.runtime import devices
 from bigdiff.runtime.world import World
-from bigdiff.train import autoencoders
 from bigdiff.train.memory import RESERVED, USABLE, Ranks, Weights, room
-from bigdiff.train.networks import Networks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,19 +121,18 @@ def switched(stage: Stage, how: bool | str) -> Stage:
     return replace(stage, engine=replace(stage.engine, gradient_checkpointing=how, memory_gb=0.0))
 
 
-def settle(found: Networks | autoencoders.Networks, world: World) -> Chosen | None:
+def settle(stage: Stage, module: nn.Module, world: World) -> Chosen | None:
     """With auto choose and switch the units on; None otherwise. All processes take the smallest memory. Collective.
 
     Raises:
         UsageError: as `counted`.
     """
-    stage = found.stage
-    if isinstance(found, autoencoders.Networks) or stage.engine.gradient_checkpointing != AUTO:
+    if stage.engine.gradient_checkpointing != AUTO or not isinstance(module, Denoiser):
         return None
     gpu, memory = world.device.type == "cuda", min(world.gather(limit(stage, world.device)))
     on = Ranks(count=world.size, gpu=gpu, half=in_bf16(stage, gpu), memory=memory)
     chosen = world.first_does(lambda: choose(stage, on, counted(stage, on.half))) if memory else Chosen()
-    checkpointing.recompute(found.denoiser.unet, chosen.names)
+    checkpointing.recompute(module.unet, chosen.names)
     return chosen
 
 

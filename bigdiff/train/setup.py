@@ -87,7 +87,7 @@ def building(stage: Stage, world: World, stop: Stop, watch: Watchdog) -> Iterato
         given = pretrained.settle(stage, world, found.module)
         stored = kept.settle(stage, world, found.untrained(), found.kept())
         around = Around(kept=stored.names, loaded=found.loaded() | given)  # before the engine rounds them
-        prepared, chosen = prepare(found, sets, course, world), recomputing.settle(found, world)
+        prepared, chosen = prepare(found, sets, course, world), recomputing.settle(stage, found.module, world)
         held = closing.enter_context(held_out_samples(found, world)) if stage.validation.set else None
         engine = Engine(found.module, found.trained(), stage, world)
         identity = stream.identity(stage, sets, course, stored.sha256)

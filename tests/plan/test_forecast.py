@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -115,7 +117,7 @@ def test_the_trainer_and_the_planner_choose_the_same(toy: Path, world: World, pr
     for share, some in ((1.1, False), (0.8, True), (0.1, True)):
         stage = replace(whole, engine=replace(whole.engine, memory_gb=tight(whole, share)))
         found = networks.load(stage)
-        chosen = settle(found, world)
+        chosen = settle(found.stage, found.module, world)
         assert chosen is not None and bool(chosen.names) is some and chosen.fits is (share > 0.5)
         units = checkpointing.units(found.denoiser.unet)
         assert {name for name, unit in units.items() if getattr(unit, "gradient_checkpointing", False)} == set(
@@ -151,3 +153,9 @@ def test_auto_recomputes_nothing_where_no_memory_is_known(probed: Probe) -> None
     found = forecast(load_stage("quickstart-32px", settings), load_cluster("local"), [1], Basis(probe=probed))
     assert found.flops.recomputed == 0 and found.rows[0].largest == 0
     assert any("as no limit of memory is known" in one for one in found.assumed)
+
+
+def test_a_forecast_needs_no_engine() -> None:
+    """Which takes seconds to import, and warns that it finds no GPU."""
+    asked = "import sys, bigdiff.plan.forecast, bigdiff.plan.outlook; sys.exit('deepspeed' in sys.modules)"
+    subprocess.run([sys.executable, "-c", asked], check=True)

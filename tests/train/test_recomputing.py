@@ -103,9 +103,10 @@ def tight(stage: Stage, share: float) -> float:
 
 
 def test_without_auto_or_a_known_limit_nothing_is_switched(toy: Path, alone: World) -> None:
-    assert settle(networks.load(load_stage(str(toy / "stage.yaml"))), alone) is None
+    found = networks.load(load_stage(str(toy / "stage.yaml")))
+    assert settle(found.stage, found.module, alone) is None
     found = networks.load(load_stage(str(toy / "stage.yaml"), [AUTO]))
-    chosen = settle(found, alone)
+    chosen = settle(found.stage, found.module, alone)
     assert chosen is not None and chosen.names == () and "no limit of memory is known" in chosen.line(1)
     assert not found.denoiser.unet.is_gradient_checkpointing
 
@@ -119,7 +120,7 @@ from bigdiff.train.recomputing import settle
 world = enter(60)
 stage = load_stage(sys.argv[1], [*sys.argv[3:], f"engine.memory_gb={sys.argv[2].split(',')[world.rank]}"])
 found = networks.load(stage)
-chosen = settle(found, world)
+chosen = settle(stage, found.module, world)
 print(chosen.how, chosen.usable, found.denoiser.unet.is_gradient_checkpointing)
 leave()
 """
