@@ -207,7 +207,7 @@ class ImageReader(Sources[ImageSet]):
                     target[row + index] = framed(decode(read(place, number)), frames[index])
                 except Undecodable as error:
                     tar, offset = self.tar(picks, index), place.offsets[number] or None
-                    bad.append(Bad(index=index, tar=tar, offset=offset, reason=error.cause))
+                    bad.append(Bad(index=index, copy=place, tar=tar, offset=offset, reason=error.cause))
                     continue
                 held.captions[row + index] = place.texts[CAPTION][number].as_py() or ""
                 held.keys[row + index] = place.texts[KEY][number].as_py()

@@ -171,7 +171,7 @@ class LatentReader(Sources[LatentSet]):
             for index in np.flatnonzero((got != total) | (digests != expected) | dead).tolist():
                 one, number = samples[index]
                 reason, place = unusable(one, number, int(got[index]), total), one.offsets[number] or None
-                bad.append(Bad(index=index, tar=self.tar(picks, index), offset=place, reason=reason))
+                bad.append(Bad(index=index, copy=one, tar=self.tar(picks, index), offset=place, reason=reason))
         return bad
 
     def make(self, held: Buffer, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Batch:

@@ -1,6 +1,6 @@
 """Open shard sets, alone and as the sources of one stream: what readers of latents and of images have in common."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
@@ -79,9 +79,9 @@ class Sources(Generic[One]):
         for number, one in enumerate(self.sets):
             one.shards.keep_only([shard for source, shard in shards if source == number])
 
-    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: prove their copies sound or give them up; whether to try again."""
-        found = [one.shards.recheck([s for of, s in shards if of == source]) for source, one in enumerate(self.sets)]
+    def recheck(self, read: Iterable[tuple[int, int, object]]) -> bool:
+        """(source, shard, copy) of bad samples: prove the copies sound or give them up; whether to try again."""
+        found = [self.sets[source].shards.recheck(shard, copy) for source, shard, copy in read]
         return any(found)
 
     def interrupt(self) -> None:

@@ -26,7 +26,7 @@ OPENERS = 8  # shards opened at once
 SPARE_FILES = 256  # descriptors left to the rest of the process: sockets, logs, libraries
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Opened:
     """A shard that is ready to be read, or why it is not. The views give Python integers, cheaper than numpy's."""
 
@@ -117,27 +117,28 @@ class Shards:
         if self._slots.get(shard) is slot:
             del self._slots[shard]
 
-    def recheck(self, shards: Iterable[int]) -> bool:
-        """After bad samples of these tars: whether to read them again, of copies that are proven or new.
+    def recheck(self, shard: int, copy: object) -> bool:
+        """After a bad sample of this copy: whether to read it again, of another one. A spoiled copy is given up.
 
-        Also where the present copies prove sound: another thread or process may have given up the one that was read.
+        Also where the present one is sound: another thread or process may have given up the one that was read.
         """
         if not self.storage.copies:
             return False
         held: dict[int, _Slot] = {}
         try:
             with self._lock:
-                for shard in shards:
-                    self._hold(shard, held)
-            for shard, slot in held.items():
-                if not self._sound(shard, slot):
-                    with self._lock:
-                        slot.unwanted = True
-                        if self._slots.get(shard) is slot:
-                            del self._slots[shard]
+                if not self._hold(shard, held):
+                    return True
+            slot = held[shard]
+            if self._sound(shard, slot):
+                return slot.opened is not copy
+            with self._lock:
+                slot.unwanted = True
+                if self._slots.get(shard) is slot:
+                    del self._slots[shard]
+            return True
         finally:
             self._release(held)
-        return True
 
     def _sound(self, shard: int, slot: _Slot) -> bool:
         """Whoever asks while it is found out waits for the answer."""

@@ -6,7 +6,7 @@ bigdiff.data.images). No worker process is started, and nothing is pickled.
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -66,6 +66,7 @@ class Bad:
     """A sample that could not be used: its index in the request, its tar, where in it, and why."""
 
     index: int
+    copy: object  # of the tar, that was read; compared by identity
     tar: str
     offset: int | None  # None: the whole tar is bad
     reason: str
@@ -88,8 +89,8 @@ class Reader(Protocol[Held, Made]):
     def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
         """Put the picked samples into rows `row`, ... of the buffer; they stand at run positions `position`, ..."""
 
-    def recheck(self, shards: Sequence[tuple[int, int]]) -> bool:
-        """(source, shard) of bad samples: prove their copies sound or give them up; whether to try again."""
+    def recheck(self, read: Iterable[tuple[int, int, object]]) -> bool:
+        """(source, shard, copy) of bad samples: prove the copies sound or give them up; whether to try again."""
 
     def make(self, held: Held, row: int, picks: Picks, consumed: Consumed, wait_seconds: float) -> Made:
         """The batch whose samples are in the buffer from `row` on."""
@@ -233,8 +234,10 @@ class _Work(Generic[Held, Made]):
         """Put these samples into the buffer; gives those that are bad in the set itself, not in a copy of a tar."""
         bad = self.reader.fill(held, row, position, picks)
         for _ in range(COPIES):
-            doubted = {(int(picks.sources[one.index]), int(picks.shards[one.index])) for one in bad if one.doubtful}
-            if not doubted or not self.reader.recheck(sorted(doubted)):
+            read = {
+                (int(picks.sources[one.index]), int(picks.shards[one.index]), one.copy) for one in bad if one.doubtful
+            }
+            if not self.reader.recheck(read):
                 break
             bad = self.reader.fill(held, row, position, picks)
         return bad
