@@ -30,8 +30,9 @@ class Stepped:
     """What an optimizer step did, the same on all ranks."""
 
     rate: float  # the learning rate
-    norm: float  # global L2 norm of the gradient before clipping; not finite when it was left out
-    applied: bool  # whether weights, moments and Adam's count moved
+    # global L2 norm [] of the gradient before clipping, on the device; where it is not finite, nothing has moved:
+    # weights, moments and Adam's count
+    norm: torch.Tensor
 
 
 def configuration(stage: Stage, world_size: int, half: bool) -> dict[str, Any]:
@@ -118,11 +119,12 @@ class Engine:
         rate = optim.learning_rate(self.optim, self.began + step, self.began + self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
-        self._adam.seen = math.nan
+        self._adam.seen = None
         self._engine.step()
         if not complete:
             return None
-        return Stepped(rate=rate, norm=self._adam.seen, applied=math.isfinite(self._adam.seen))
+        left_out = torch.full((), math.nan)  # by DeepSpeed itself, which asked for the norm
+        return Stepped(rate=rate, norm=left_out if self._adam.seen is None else self._adam.seen)
 
     def communication(self) -> float:
         """Seconds in collectives since this was asked last, 0 the first time."""

@@ -36,19 +36,23 @@ class Guarded(torch.optim.AdamW):
     DeepSpeed computes that norm, already reduced over the ranks, right before it calls this step, so that the guard
     needs no collective of its own and decides alike on all ranks. Steps that DeepSpeed makes while it is set up have no
     norm yet: they would leave Adam's count at 1 and the weights decayed.
+
+    The device decides: torch's fused kernel is given `found_inf`, as a gradient scaler does, and leaves weights,
+    moments and count as they are. To ask for the norm first would be to wait for it, with nothing queued behind.
     """
 
     norm: Callable[[], torch.Tensor | float] | None = None
-    seen: float = math.nan  # the norm at the last call, for the caller to reset: not finite if there was none
+    seen: torch.Tensor | None = None  # the norm [] at the last call, for the caller to reset
+    found_inf: torch.Tensor  # fp32 []: 1 where this call moves nothing
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of the parameters that are in the groups now, or none."""
         if self.norm is None:
             return
-        # asked before the update's kernels are queued: reading it after them would wait for them
-        self.seen = float(self.norm())
-        if math.isfinite(self.seen):
-            super().step(closure)
+        norm = self.norm()
+        self.seen = norm if isinstance(norm, torch.Tensor) else torch.full((), norm)
+        self.found_inf = (~torch.isfinite(self.seen)).float()
+        super().step(closure)
 
 
 def build(parameters: Iterable[nn.Parameter], optim: Optim) -> Guarded:

@@ -27,6 +27,7 @@ class Agreed:
     failed: bool  # the checkpoint writer of one has failed
     broken: int  # processes whose own loss is not finite
     loss: float  # mean over all processes; not finite when that of one is not
+    norm: float  # of the gradient; not finite when the step moved nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,20 +74,27 @@ class World:
         dist.all_gather(found, mine)
         return torch.stack(found)
 
-    def agree(self, loss: torch.Tensor, stop: bool, failed: bool) -> Agreed:
+    def agree(self, loss: torch.Tensor, norm: torch.Tensor, stop: bool, failed: bool) -> Agreed:
         """Put together what each process knows after a step, in one small collective: see Agreed.
 
-        `loss` is a scalar, this process's mean; the processes' shares of a step are equal.
+        `loss` is a scalar, this process's mean; the processes' shares of a step are equal. `norm` is a scalar, fp32 and
+        the same on all: the mean of equal ones is exact in fp64.
         """
+        mine, steepness = (one.detach().to(self.device, torch.float64) for one in (loss, norm))
         if self.size == 1:  # gloo takes as long for one process as for two
-            (alone,) = loss.view(1).tolist()
-            return Agreed(stop=stop, failed=failed, broken=int(not math.isfinite(alone)), loss=alone)
-        mine = loss.detach().to(self.device, torch.float64)
+            alone, steep = torch.stack((mine, steepness)).tolist()
+            return Agreed(stop=stop, failed=failed, broken=int(not math.isfinite(alone)), loss=alone, norm=steep)
         told = [torch.full_like(mine, float(one)) for one in (stop, failed)]  # filled there: nothing waits for the host
-        words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine))
+        words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine, steepness))
         dist.all_reduce(words)
-        stops, failures, broken, total = words.tolist()
-        return Agreed(stop=stops > 0, failed=failures > 0, broken=round(broken), loss=total / self.size)
+        stops, failures, broken, total, steep = words.tolist()
+        return Agreed(
+            stop=stops > 0,
+            failed=failures > 0,
+            broken=round(broken),
+            loss=total / self.size,
+            norm=steep / self.size,
+        )
 
     def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 (plain values of the caller's kind)
         """The `item` (plain, small) of every process, in rank order, on every process."""

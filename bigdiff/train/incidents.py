@@ -28,11 +28,11 @@ NAMED: Final = 64  # samples that one rank names of one step
 LARGEST: Final = 4  # that it names of a spike, which no sample can be blamed for with certainty
 
 
-def judge(run: Run, loss: float, done: Done) -> Verdict:
-    """What becomes of the step just done, whose mean loss over all processes is `loss`."""
+def judge(run: Run, loss: float, norm: float) -> Verdict:
+    """What becomes of the step just done, of this mean loss over all processes and this norm of the gradient."""
     if recovery.another_regime(run.stage, run.state.step):
         run.curve = Curve()
-    seen = Seen(loss=loss, norm=done.stepped.norm, applied=done.stepped.applied)
+    seen = Seen(loss=loss, norm=norm, applied=math.isfinite(norm))
     return recovery.judge(run.curve, run.state, seen, run.stage.recovery)
 
 

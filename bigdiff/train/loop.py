@@ -27,7 +27,7 @@ def train(run: Run) -> Outcome:
         if run.ledger is not None:
             run.ledger.write(run.state.step, [batch.consumed for batch in batches])
         agreed = agree(run, done)
-        verdict = incidents.judge(run, agreed.loss, done)
+        verdict = incidents.judge(run, agreed.loss, agreed.norm)
         settle(run, batches, done, verdict)
         step, last = run.state.step, run.state.step == stage.steps
         if last or agreed.stop:
@@ -35,7 +35,7 @@ def train(run: Run) -> Outcome:
         if (step % stage.log.every == 0 or last or agreed.stop) and not run.meters.empty:
             found = validating.validated(run) if last or validating.due(run) else {}
             run.watch.at(step, "log")
-            report.log(run, done.stepped, found)
+            report.log(run, done.stepped.rate, agreed.norm, found)
         if run.preview is not None and (step % stage.preview.every == 0 or last):
             run.watch.at(step, "preview")
             report.preview(run, run.preview)
@@ -61,7 +61,9 @@ def agree(run: Run, done: Done) -> Agreed:
         RunError: on all ranks, when one of them could not write a checkpoint.
     """
     run.watch.at(run.state.step, "agreement")
-    agreed = run.world.agree(done.loss, stop=bool(run.stop.requested), failed=bool(run.checkpoints.failed))
+    agreed = run.world.agree(
+        done.loss, done.stepped.norm, stop=bool(run.stop.requested), failed=bool(run.checkpoints.failed)
+    )
     if agreed.failed:
         run.checkpoints.wait(run.world)
     return agreed
@@ -76,7 +78,7 @@ def settle(run: Run, batches: Sequence[Micro], done: Done, verdict: Verdict) -> 
     else:
         meter(run, batches, done)
         run.ema.update(run.engine.partition.masters, run.state.updates)
-        run.curve = run.curve.after(verdict.loss, done.stepped.norm, run.stage.recovery.window)
+        run.curve = run.curve.after(verdict.loss, verdict.norm, run.stage.recovery.window)
         run.state = run.state.after(run.stage.batch.total)
 
 

@@ -65,6 +65,7 @@ class Verdict:
     reason: str = ""  # as the state, the ledger and the log name it; "" of a step that is kept
     detail: str = ""  # figures, for a sentence
     loss: float = math.nan  # of a step that is kept, the mean over the global batch
+    norm: float = math.nan  # of a step that is kept, that of the gradient
 
 
 def judge(curve: Curve, before: TrainState, seen: Seen, rules: Recovery) -> Verdict:
@@ -83,7 +84,7 @@ def judge(curve: Curve, before: TrainState, seen: Seen, rules: Recovery) -> Verd
                 usual = math.exp(median(values))
                 detail = f"{value:.4g}, {height:.0f} deviations above the median {usual:.4g} of {len(values)} steps"
                 return Verdict(action="roll back", reason=f"{what} spike", detail=f"{what} {detail}")
-    return Verdict(action="keep", loss=seen.loss)
+    return Verdict(action="keep", loss=seen.loss, norm=seen.norm)
 
 
 def deviations(values: Sequence[float], value: float) -> float:

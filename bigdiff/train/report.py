@@ -9,7 +9,6 @@ import torch
 from bigdiff.config import averages
 from bigdiff.config.schema import Stage
 from bigdiff.data.damage import budget_left, over_budget
-from bigdiff.engine.deepspeed import Stepped
 from bigdiff.models.ema import distances, squares
 from bigdiff.train.run import Drawer, Run
 from bigdiff.train.usage import Usage
@@ -49,9 +48,9 @@ def charts(stage: Stage, usage: Usage) -> dict[str, tuple[str, ...]]:
     return {name: tags for name, tags in CHARTS.items() if not name.startswith(unwanted)}
 
 
-def log(run: Run, stepped: Stepped, validated: Mapping[str, float]) -> None:
+def log(run: Run, rate: float, norm: float, validated: Mapping[str, float]) -> None:
     """A line for a person, a point per tag for TensorBoard and metrics.jsonl; collective."""
-    reading, rate, norm, state = run.meters.take(run.engine.communication()), stepped.rate, stepped.norm, run.state
+    reading, state = run.meters.take(run.engine.communication()), run.state
     run.losses.append(reading.loss)
     damaged, dead = substituted(run)
     apart = drift(run)

@@ -91,7 +91,7 @@ class Ours:
         batches = next(self.run.batches)
         done = loop.optimizer_step(self.run, batches)
         agreed = loop.agree(self.run, done)
-        loop.settle(self.run, batches, done, incidents.judge(self.run, agreed.loss, done))
+        loop.settle(self.run, batches, done, incidents.judge(self.run, agreed.loss, agreed.norm))
 
 
 def named(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,8 +13,7 @@ import pytest
 STEPS, FIRST = 12, 4  # counted are the steps from FIRST on; the last one logs and saves
 # calls in a step, by what is called and by whom
 COMMON = {
-    "__float__ in step of optim.py": 1,  # Guarded asks for the norm, before the update
-    # the ranks' losses and flags: waits for the update
+    # the ranks' losses and flags, and the norm: waits for the update
     "tolist in agree": 1,
     # which captions are encoded: drawn on the host on any device; tests/train/test_inputs.py shows that it asks none
     "numpy in kept": 1,

@@ -5,6 +5,7 @@ course.py STAGE FOLDER CASE...: a case is "MODE key=value key=value" over the st
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
 from bigdiff.engine import deepspeed as engine_module
-from bigdiff.engine.deepspeed import Engine, Stepped
+from bigdiff.engine.deepspeed import Engine
 from bigdiff.runtime.world import World, enter, leave
 
 STEPS = 7
@@ -90,7 +91,8 @@ class Course:
         self.shadow = [master.clone() for master in self.engine.partition.masters]
         self.updates = 0
         self.losses: list[float] = []
-        self.stepped: list[Stepped] = []
+        self.rates: list[float] = []
+        self.norms: list[float] = []
 
     def step(self, step: int, plant: str) -> None:
         """One optimizer step, with `plant` spoiling the first pass of the last rank."""
@@ -111,10 +113,16 @@ class Course:
             stepped = engine.step(step)
         assert stepped is not None
         self.losses.append(float(self.world.mean(mean)))
-        self.stepped.append(stepped)
-        if stepped.applied:
+        self.rates.append(stepped.rate)
+        self.norms.append(float(stepped.norm))
+        if self.applied[-1]:
             torch._foreach_lerp_(self.shadow, list(engine.partition.masters), 1 - decay(self.updates))
             self.updates += 1
+
+    @property
+    def applied(self) -> list[bool]:
+        """Of each step, whether it moved anything."""
+        return [math.isfinite(norm) for norm in self.norms]
 
     def train(self, steps: range, plants: Plants, look: Callable[["Course"], None] = lambda course: None) -> "Course":
         for step in steps:
@@ -138,9 +146,9 @@ class Course:
             covered[piece.local : piece.local + piece.length] += 1
         return {
             "losses": list(self.losses),
-            "norms": [stepped.norm for stepped in self.stepped if stepped.applied],
-            "rates": [stepped.rate for stepped in self.stepped],
-            "applied": [stepped.applied for stepped in self.stepped],
+            "norms": [norm for norm in self.norms if math.isfinite(norm)],
+            "rates": list(self.rates),
+            "applied": self.applied,
             "weights": lists(engine.gather(engine.partition.masters)),
             "ema": lists(engine.gather(self.shadow)),
             **{name: lists(engine.gather(tensors)) for name, tensors in engine.moments().items()},
@@ -152,7 +160,8 @@ class Course:
         """All that a dropped step must not touch: local vectors, Adam's counts, the network's own weights."""
         gathers = self.stage.engine.zero_stage == 3
         states = self.engine._adam.state.values()
-        counts = [state["step"].clone() for state in states if state]
+        # before the first update there is none
+        counts = [torch.tensor(sum(float(state["step"]) for state in states if state))]
         with deepspeed.zero.GatheredParameters(list(self.trained.values())) if gathers else nullcontext():
             weights = [weight.detach().clone() for weight in self.engine.module.parameters()]
         return [*self.local().values(), *counts, *weights]

@@ -97,7 +97,7 @@ def test_the_optimizer_is_the_papers_adamw() -> None:
         gradient = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64) * step
         weight.grad = gradient.clone()
         ours.step()
-        assert ours.seen == 1
+        assert ours.seen is not None and ours.seen == 1
         m = 0.9 * m + 0.1 * gradient  # Loshchilov & Hutter 2019, algorithm 2
         v = 0.999 * v + 0.001 * gradient**2
         update = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)

@@ -190,7 +190,7 @@ for step in range(200):
         # one rank alone sees a number that is none, in one step
         engine.backward(loss * float("nan") if (step, w.rank) == (40, w.size - 1) else loss)
         stepped = engine.step(step)
-    if stepped.applied:
+    if stepped.norm.isfinite():
         averages.update(masters, updates)
         weights = whole(masters)
         for name, profile in kept.items():

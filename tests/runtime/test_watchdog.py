@@ -34,7 +34,7 @@ def rank(case, number, folder, port):
             if step == 3 and who in (str(number), "all"):
                 at_fault(fault, watch, folder)
             watch.at(step, "forward and backward")
-            world.agree(torch.tensor(1.0), stop=False, failed=False)
+            world.agree(torch.tensor(1.0), torch.tensor(1.0), stop=False, failed=False)
         watch.at(5, "end")
         world.barrier()
     leave()

@@ -90,13 +90,13 @@ class Plain:
         self._passes += 1
         if self._passes % self.accumulation:
             return None
-        norm = float(torch.nn.utils.clip_grad_norm_([self.weight], 1.0))
-        if math.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_([self.weight], 1.0)
+        if norm.isfinite():
             self._adam.step()
             for name, (moment,) in self._moments.items():
                 moment.copy_(self._adam.state[self.weight][name])
         self._adam.zero_grad()
-        return Stepped(rate=RATE, norm=norm, applied=math.isfinite(norm))
+        return Stepped(rate=RATE, norm=norm)
 
     def communication(self) -> float:
         return 0.0

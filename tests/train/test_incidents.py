@@ -13,7 +13,6 @@ import torch
 from bigdiff.checkpoint.state import TrainState, Window
 from bigdiff.config.errors import LastingError, RunError
 from bigdiff.config.schema import Autoencoder
-from bigdiff.engine.deepspeed import Stepped
 from bigdiff.train import incidents, loop
 from bigdiff.train.recovery import Curve, Verdict
 from bigdiff.train.run import Run
@@ -42,7 +41,7 @@ def trained(run: Run, steps: int) -> None:
     """So many steps, as the loop makes them."""
     for _ in range(steps):
         batches, done = stepped(run, {})
-        loop.settle(run, batches, done, incidents.judge(run, float(done.loss), done))
+        loop.settle(run, batches, done, incidents.judge(run, float(done.loss), float(done.stepped.norm)))
 
 
 def vectors(run: Run) -> list[torch.Tensor]:
@@ -60,13 +59,12 @@ def key(run: Run, position: int) -> str:
 def test_judged_by_the_mean_of_all_ranks_and_a_curve_of_this_regime(make_run: MakeRun) -> None:
     run = make_run("recovery.window=20")
     run.curve = Curve(losses=(0.0,) * 20, norms=(0.0,) * 20)
-    done = Done(stepped=Stepped(rate=1.0, norm=1.0, applied=True), losses=())
-    assert incidents.judge(run, 1.1, done).action == "keep"
-    assert incidents.judge(run, 50.0, done).reason == "loss spike"
+    assert incidents.judge(run, 1.1, 1.0).action == "keep"
+    assert incidents.judge(run, 50.0, 1.0).reason == "loss spike"
     model = replace(run.stage.model, autoencoder=Autoencoder(disc_start=1))
     run.stage = replace(run.stage, model=model)
     run.state = TrainState(step=1, samples_seen=8)  # the discriminator's first step
-    assert incidents.judge(run, 50.0, done).action == "keep"
+    assert incidents.judge(run, 50.0, 1.0).action == "keep"
     assert run.curve == Curve()
 
 
@@ -75,7 +73,7 @@ def test_a_step_that_moved_nothing_is_left_out(make_run: MakeRun) -> None:
     trained(run, 3)
     before, curve = vectors(run), run.curve
     batches, done = stepped(run, {8 * 3 + 6: math.nan, 8 * 3 + 1: math.inf})
-    verdict = incidents.judge(run, float(done.loss), done)
+    verdict = incidents.judge(run, float(done.loss), float(done.stepped.norm))
     assert verdict == NAN
     loop.settle(run, batches, done, verdict)
     assert all(map(torch.equal, vectors(run), before))

@@ -14,7 +14,6 @@ from bigdiff.checkpoint import layout
 from bigdiff.checkpoint.state import TrainState, Window
 from bigdiff.config.errors import LastingError, RunError, UsageError
 from bigdiff.config.schema import Autoencoder
-from bigdiff.engine.deepspeed import Stepped
 from bigdiff.evaluate.grid import Pictures
 from bigdiff.metrics.meters import Slowest
 from bigdiff.train import report
@@ -25,13 +24,13 @@ from bigdiff.train.usage import Start, Usage
 MakeRun = Callable[..., Run]
 
 
-def metered(run: Run) -> Stepped:
-    """One step, counted."""
+def metered(run: Run) -> tuple[float, float]:
+    """One step, counted: its learning rate and norm."""
     batches = next(run.batches)
     done = optimizer_step(run, batches)
     meter(run, batches, done)
     run.state = run.state.after(8)
-    return done.stepped
+    return done.stepped.rate, float(done.stepped.norm)
 
 
 def points(run: Run) -> list[dict[str, Any]]:
@@ -40,17 +39,17 @@ def points(run: Run) -> list[dict[str, Any]]:
 
 def test_a_line_for_a_person_and_a_point_per_tag(make_run: MakeRun) -> None:
     run = make_run()
-    stepped = metered(run)
-    report.log(run, stepped, {})
+    rate, norm = metered(run)
+    report.log(run, rate, norm, {})
     (line,) = run.say.told  # type: ignore[attr-defined]
     (point,) = points(run)
     assert re.fullmatch(
-        rf"step      1/20  loss {point['train/loss']:.4f}  grad {stepped.norm:.3f}  lr 2\.00e-02  "
+        rf"step      1/20  loss {point['train/loss']:.4f}  grad {norm:.3f}  lr 2\.00e-02  "
         r"\d+\.\d images/s  data wait \d+\.\d%",
         line,
     )
     assert (point["step"], point["samples_seen"], point["train/samples_seen"]) == (1, 8, 8.0)
-    assert point["train/grad_norm"] == stepped.norm and point["train/lr"] == stepped.rate
+    assert point["train/grad_norm"] == norm and point["train/lr"] == rate
     assert point["train/loss_t/0"] == pytest.approx(point["train/loss"])
     assert not any(f"train/loss_t/{number}" in point for number in range(1, 10))  # of whom no sample was seen
     assert 0 < point["train/share"] <= 1
@@ -68,7 +67,7 @@ def test_flops_and_money_follow_the_speed_and_the_clock(make_run: MakeRun) -> No
     run = make_run()
     earlier = Start(time=0.0, devices=4, device="x", flops=10**9, network="", seconds=7200.0)
     run.usage = Usage(starts=(earlier, replace(earlier, time=time.time() - 1800, devices=2)), peak=1e12, price=3.0)
-    report.log(run, metered(run), {})
+    report.log(run, *metered(run), {})
     (point,) = points(run)
     rate, left = point["speed/images_per_second"], point["speed/hours_left"]
     assert point["speed/tflops_per_device"] == pytest.approx(1e9 * rate / 2 / 1e12)
@@ -87,7 +86,7 @@ def test_the_first_page_has_every_tag_of_speed_and_money_that_a_person_looks_for
 def test_the_first_page_has_no_chart_without_points(make_run: MakeRun) -> None:
     run = make_run()
     run.usage = replace(run.usage, peak=0.0, price=0.0)
-    report.log(run, metered(run), {})
+    report.log(run, *metered(run), {})
     tags = points(run)[0].keys()
     for name, shown in report.charts(run.stage, run.usage).items():
         assert any(re.search(one, tag) for one in shown for tag in tags), name
@@ -101,11 +100,11 @@ def test_the_first_page_has_no_chart_without_points(make_run: MakeRun) -> None:
 
 def test_what_is_unusual_is_in_the_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("data.damage_budget=0.5")
-    stepped = metered(run)
+    rate, norm = metered(run)
     window = Window(begin=1, end=4, reason="loss spike")
     run.state = TrainState(step=5, samples_seen=40, skipped=(window,))
     run.quarantine.report("00000.tar", 3, None, "truncated")
-    report.log(run, stepped, {})
+    report.log(run, rate, norm, {})
     assert run.say.told[0].endswith("  damaged and substituted 1  steps without effect 3")  # type: ignore[attr-defined]
     assert (points(run)[0]["data/damaged"], points(run)[0]["recovery/skipped_steps"]) == (1, 3)
     assert "00000.tar" in capsys.readouterr().err
@@ -116,19 +115,19 @@ def test_a_process_that_is_slower_than_the_others_is_named(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, ratio: float, named: bool
 ) -> None:
     run = make_run()
-    stepped = metered(run)
+    rate, norm = metered(run)
     reading = replace(run.meters.take(), slowest=Slowest(rank=0, ratio=ratio))
     monkeypatch.setattr(run.meters, "take", lambda communication: reading)
-    report.log(run, stepped, {})
+    report.log(run, rate, norm, {})
     assert ("  rank 0 on here is slow, 1.30 of the median" in run.say.told[0]) is named  # type: ignore[attr-defined]
     assert points(run)[0]["speed/slowest_rank"] == ratio
 
 
 def test_ranks_beyond_the_first_write_nothing(make_run: MakeRun) -> None:
     run = make_run()
-    stepped = metered(run)
+    rate, norm = metered(run)
     run.writer = None
-    report.log(run, stepped, {})
+    report.log(run, rate, norm, {})
     assert points(run) == []
 
 
@@ -138,7 +137,7 @@ def test_the_distance_of_an_average_is_relative_to_the_weights(make_run: MakeRun
     weight = run.engine.partition.masters[0]
     run.ema.tensors["ema/0.5"][0].copy_(weight * 0.75)
     assert report.drift(run) == pytest.approx({"ema/0.9": 0.0, "ema/0.5": 0.25})
-    report.log(run, metered(run), {})
+    report.log(run, *metered(run), {})
     assert points(run)[0].keys() >= {"distance/ema/0.9", "distance/ema/0.5"}
 
 
@@ -213,7 +212,7 @@ def test_what_held_out_samples_gave_is_in_the_line_and_the_point(make_run: MakeR
         "validation/loss_ema": 0.25,
         "validation/error_ema": 0.02,
     }
-    report.log(run, metered(run), found)
+    report.log(run, *metered(run), found)
     assert run.say.told[0].endswith("  validation 0.5000 +- 0.0100  validation ema 0.2500 +- 0.0200")  # type: ignore[attr-defined]
     assert report.heldout({"validation/loss": 0.5, "validation/error": 0.01, "validation/psnr": 21.234}) == (
         "  validation 0.5000 +- 0.0100 (21.23 dB)"

@@ -20,7 +20,7 @@ def trained(run: Run, steps: int) -> list[float]:
         batches = next(run.batches)
         done = optimizer_step(run, batches)
         losses.append(float(done.loss))
-        loop.settle(run, batches, done, Verdict(action="keep", loss=losses[-1]))
+        loop.settle(run, batches, done, Verdict(action="keep", loss=losses[-1], norm=float(done.stepped.norm)))
         loop.save(run)
     run.checkpoints.wait(run.world)
     return losses
