@@ -1,4 +1,5 @@
 import json
+import math
 import socket
 from collections.abc import Callable
 
@@ -33,6 +34,20 @@ w.barrier()
 leave()
 print(json.dumps(told))
 """
+AGREE = """
+import json, torch
+from dataclasses import asdict
+from bigdiff.runtime.world import enter, leave
+w = enter(60)
+first, none = torch.tensor(0.1), torch.tensor(float("nan"))
+own = torch.tensor(float(w.rank))
+told = [
+    w.agree(own, first, stop=w.rank == w.size - 1, failed=False),
+    w.agree(none if w.rank == 0 else own, none, stop=False, failed=w.rank == 0),
+]
+leave()
+print(json.dumps([asdict(one) for one in told]))
+"""
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
@@ -51,6 +66,16 @@ def test_two_processes_agree(run_ranks: Callable[..., list[str]], address: str) 
         assert one["complaint"] == "0 cannot"
         assert one["gather"] == [{"rank": 0}, {"rank": 1}]
         assert one["first_says"] == "from 0"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_a_step_was_is_known_alike_by_all(run_ranks: Callable[..., list[str]], size: int) -> None:
+    told = [json.loads(output.splitlines()[-1]) for output in run_ranks(AGREE, size)]
+    norm = float(torch.tensor(0.1))  # the same fp32 number, whatever the number of ranks
+    for first, second in told:
+        assert first == {"stop": True, "failed": False, "broken": 0, "loss": (size - 1) / 2, "norm": norm}
+        assert (second["stop"], second["failed"], second["broken"]) == (False, True, 1)
+        assert math.isnan(second["loss"]) and math.isnan(second["norm"])
 
 
 def test_a_world_of_one_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
