@@ -8,7 +8,6 @@ keeps the projection's output alone.
 from types import MethodType, ModuleType
 from typing import Any
 
-import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +15,7 @@ from torch.nn import functional
 from bigdiff.models import checked
 from bigdiff.models.checked import Case
 from bigdiff.models.components import AnyUNet
+from bigdiff.models.pointwise import computed
 from bigdiff.runtime.world import World
 
 
@@ -27,23 +27,7 @@ def eager(given: Tensor) -> Tensor:
 
 def fused(given: Tensor) -> Tensor:
     """The same by the kernels, with a gradient."""
-    found: Tensor = _GEGLU.apply(given)
-    return found
-
-
-class _GEGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, given: Tensor) -> Tensor:  # noqa: ANN401
-        laid = given.contiguous()
-        ctx.save_for_backward(laid)
-        out: Tensor = _kernels().forward(laid)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        (given,) = ctx.saved_tensors
-        found: Tensor = _kernels().backward(gradient.contiguous(), given)
-        return found
+    return computed(_kernels(), given)
 
 
 def _kernels() -> ModuleType:

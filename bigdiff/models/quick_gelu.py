@@ -7,7 +7,6 @@ does it in one, and keeps the input alone.
 
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from transformers.activations import QuickGELUActivation
 
 from bigdiff.models import checked
 from bigdiff.models.checked import Case
+from bigdiff.models.pointwise import computed
 from bigdiff.runtime.world import World
 
 
@@ -26,23 +26,7 @@ def eager(given: Tensor) -> Tensor:
 
 def fused(given: Tensor) -> Tensor:
     """The same by the kernels, with a gradient."""
-    found: Tensor = _QuickGELU.apply(given)
-    return found
-
-
-class _QuickGELU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, given: Tensor) -> Tensor:  # noqa: ANN401
-        laid = given.contiguous()
-        ctx.save_for_backward(laid)
-        out: Tensor = _kernels().forward(laid)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        (given,) = ctx.saved_tensors
-        found: Tensor = _kernels().backward(gradient.contiguous(), given)
-        return found
+    return computed(_kernels(), given)
 
 
 def _kernels() -> ModuleType:
