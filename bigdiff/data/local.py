@@ -27,7 +27,7 @@ class Local:
     """A set in a folder; at most `ahead` bytes of the wishes are read before they are asked for."""
 
     def __init__(self, folder: Path, ahead: int = AHEAD_BYTES) -> None:
-        self.folder, self.location, self.ahead, self.copies = folder, str(folder), ahead, False
+        self.folder, self.location, self.ahead = folder, str(folder), ahead
         self._changed = Condition()
         self._wanted: tuple[Shard, ...] = ()
         self._announced: set[str] = set()

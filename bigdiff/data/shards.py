@@ -122,8 +122,6 @@ class Shards:
 
         Also where the present one is sound: another thread or process may have given up the one that was read.
         """
-        if not self.storage.copies:
-            return False
         held: dict[int, _Slot] = {}
         try:
             with self._lock:

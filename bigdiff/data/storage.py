@@ -30,7 +30,6 @@ class Storage(Protocol):
     """A shard set's files; all methods may be called from any thread."""
 
     location: str
-    copies: bool  # whether its tars are copies, and there is another to be had for a spoiled one
 
     def read(self, name: str, digest: str = "") -> bytes:
         """A small whole file, such as manifest.json or an index, of that sha256 if given; raises Absent, Corrupt."""
@@ -68,7 +67,7 @@ class Remote:
     """
 
     def __init__(self, source: Origin, cache: Cache, say: Callable[[str], None] = to_stderr) -> None:
-        self.location, self.cache, self._say, self.copies = source.location, cache, say, True
+        self.location, self.cache, self._say = source.location, cache, say
         patience = Patience(seconds=cache.patience_seconds, stall_seconds=cache.stall_seconds)
         self._transfer = Transfer(source, patience, say)
         self._shelf = Shelf(cache)
