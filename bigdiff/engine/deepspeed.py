@@ -123,8 +123,9 @@ class Engine:
         self._engine.step()
         if not complete:
             return None
-        left_out = torch.full((), math.nan)  # by DeepSpeed itself, which asked for the norm
-        return Stepped(rate=rate, norm=left_out if self._adam.seen is None else self._adam.seen)
+        # none: DeepSpeed, which asked for the norm, left the step out by itself
+        norm = torch.full((), math.nan) if self._adam.seen is None else self._adam.seen
+        return Stepped(rate=rate, norm=norm)
 
     def communication(self) -> float:
         """Seconds in collectives since this was asked last, 0 the first time."""
