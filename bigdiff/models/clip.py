@@ -32,7 +32,7 @@ from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
 from bigdiff.models.probes import disc, refused, wings
 from bigdiff.models.quick_gelu import fuse_alone
-from bigdiff.models.transfer import Results, aside, settled, there
+from bigdiff.runtime.transfer import Results, aside, settled, there
 
 Bytes: TypeAlias = np.typing.NDArray[np.uint8]
 Floats: TypeAlias = np.typing.NDArray[np.float32]

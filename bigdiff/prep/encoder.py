@@ -31,8 +31,8 @@ from bigdiff.models.encoders import LOG_VARIANCE, decode, moments
 from bigdiff.models.exact import exact
 from bigdiff.models.halving import halved, moved, name_of
 from bigdiff.models.norm import fuse_alone
-from bigdiff.models.transfer import Results, there
 from bigdiff.prep.latent_settings import Settings, beside
+from bigdiff.runtime.transfer import Results, there
 
 Half = npt.NDArray[np.float16]
 CANARY: Final = 8  # pictures of a shard that are decoded again: each costs two encoded ones

@@ -8,8 +8,8 @@ import torch
 from bigdiff.config.errors import RunError
 from bigdiff.models.components import token_ids
 from bigdiff.models.encoders import text_states
-from bigdiff.models.transfer import Results, there
 from bigdiff.prep.encoder import Encoder, Half
+from bigdiff.runtime.transfer import Results, there
 
 
 def states(encoder: Encoder, tokens: npt.NDArray[np.uint16]) -> Half | None:

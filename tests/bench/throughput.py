@@ -34,12 +34,12 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.scoring import Scorer, Scoring
 from bigdiff.models.clip import Clip
 from bigdiff.models.exact import exact
-from bigdiff.models.transfer import settled
 from bigdiff.prep import encoder as encoders
 from bigdiff.prep import latent_shard, score
 from bigdiff.prep.encode_workers import one_thread
 from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.picture import STORED_PIXELS, decode
+from bigdiff.runtime.transfer import settled
 from bigdiff.runtime.versions import versions
 
 FUSED = " fused"  # norms of the autoencoder, the activation of CLIP

@@ -19,9 +19,9 @@ from bigdiff.config.scoring import Kind
 from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
-from bigdiff.models.transfer import aside, settled
 from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, Floats, refused
+from bigdiff.runtime.transfer import aside, settled
 
 Doubles = np.typing.NDArray[np.float64]
 VERSION: Final = 1  # of what is done to an embedding; another number is another score

@@ -20,9 +20,9 @@ from bigdiff.models import tensors
 from bigdiff.models.components import weights_sha256
 from bigdiff.models.exact import exact
 from bigdiff.models.probes import disc, wings
-from bigdiff.models.transfer import aside, settled
 from bigdiff.prep.scorers import golden
 from bigdiff.prep.scorers.scorer import Batch, refused
+from bigdiff.runtime.transfer import aside, settled
 
 VERSION: Final = 1
 SIDE: Final = 256

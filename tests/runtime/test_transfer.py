@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bigdiff.models.transfer import Results, aside, there
+from bigdiff.runtime.transfer import Results, aside, there
 
 CPU = torch.device("cpu")
 WITHOUT = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: copies run on another stream")
