@@ -6,7 +6,7 @@ import torch
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from bigdiff.engine import norms
+from bigdiff.engine import norms, waits
 from bigdiff.engine.partition import Partition, Placed, owned
 from bigdiff.engine.zero import Parts, moments_of, put_moments, split_all
 
@@ -23,6 +23,7 @@ class Flat:
     ) -> None:
         self._zero = zero
         norms.take_over(zero)
+        waits.take_over(zero)
         (parameters,), (offsets,) = zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets
         (self._master,) = zero.single_partition_of_fp32_groups
         at = {id(parameter): int(offset) for parameter, offset in zip(parameters, offsets, strict=True)}
