@@ -123,9 +123,17 @@ class Engine:
         self._engine.step()
         if not complete:
             return None
-        # none: DeepSpeed, which asked for the norm, left the step out by itself
+        # none: DeepSpeed, which at stages 0 (bf16) and 3 asks for the norm, left the step out by itself
         norm = torch.full((), math.nan) if self._adam.seen is None else self._adam.seen
         return Stepped(rate=rate, norm=norm)
+
+    def discard(self) -> None:
+        """Let go of a step's gradients after its last backward pass; weights, moments and Adam's count stay."""
+        norm, self._adam.norm = self._adam.norm, lambda: math.inf
+        try:
+            self._engine.step()
+        finally:
+            self._adam.norm = norm
 
     def communication(self) -> float:
         """Seconds in collectives since this was asked last, 0 the first time."""

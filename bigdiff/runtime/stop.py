@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Remembers that a signal came; at each step's end all processes agree on it (World.agree)."""
+    """Remembers that a signal came; at each step's end all processes agree on it (World.ask)."""
 
     def __init__(self) -> None:
         self.requested = ""  # the signal's name

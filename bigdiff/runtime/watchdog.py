@@ -27,6 +27,7 @@ Phase = Literal[
     "data",
     "forward and backward",
     "agreement",
+    "update",
     "log",
     "validation",
     "preview",

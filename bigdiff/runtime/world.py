@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import os
 import socket
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from bigdiff.config.errors import NodeError, RunError, UsageError
+from bigdiff.runtime.transfer import Results
 
 Value = TypeVar("Value")
 
@@ -28,6 +28,34 @@ class Agreed:
     broken: int  # processes whose own loss is not finite
     loss: float  # mean over all processes; not finite when that of one is not
     norm: float  # of the gradient; not finite when the step moved nothing
+
+
+class Asked:
+    """What all processes told each other after a step, on its way; nothing waits for it until it is asked for."""
+
+    def __init__(self, words: torch.Tensor, size: int) -> None:
+        """`words` fp64 [5] are this process's: stop, failed, broken, loss and norm."""
+        self._size, self._work = size, None
+        if size > 1:  # gloo takes as long for one process as for two
+            work = dist.all_reduce(words, async_op=True)
+            if words.is_cuda:
+                work.wait()  # has the stream wait, not the host
+            else:
+                self._work = work
+        self._words = Results(words)  # on a CPU the words themselves
+
+    def agreed(self) -> Agreed:
+        """What came of it, the same on all processes; waits for the step, not for what was begun behind it."""
+        if self._work is not None:
+            self._work.wait()
+        stops, failures, broken, total, steep = self._words.tensors()[0].tolist()
+        return Agreed(
+            stop=stops > 0,
+            failed=failures > 0,
+            broken=round(broken),
+            loss=total / self._size,
+            norm=steep / self._size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,27 +102,15 @@ class World:
         dist.all_gather(found, mine)
         return torch.stack(found)
 
-    def agree(self, loss: torch.Tensor, norm: torch.Tensor, stop: bool, failed: bool) -> Agreed:
+    def ask(self, loss: torch.Tensor, norm: torch.Tensor, stop: bool, failed: bool) -> Asked:
         """Put together what each process knows after a step, in one small collective: see Agreed.
 
         `loss` is a scalar, this process's mean; the processes' shares of a step are equal. `norm` is a scalar, fp32 and
         the same on all: the mean of equal ones is exact in fp64.
         """
         mine, steepness = (one.detach().to(self.device, torch.float64) for one in (loss, norm))
-        if self.size == 1:  # gloo takes as long for one process as for two
-            alone, steep = torch.stack((mine, steepness)).tolist()
-            return Agreed(stop=stop, failed=failed, broken=int(not math.isfinite(alone)), loss=alone, norm=steep)
         told = [torch.full_like(mine, float(one)) for one in (stop, failed)]  # filled there: nothing waits for the host
-        words = torch.stack((*told, (~torch.isfinite(mine)).double(), mine, steepness))
-        dist.all_reduce(words)
-        stops, failures, broken, total, steep = words.tolist()
-        return Agreed(
-            stop=stops > 0,
-            failed=failures > 0,
-            broken=round(broken),
-            loss=total / self.size,
-            norm=steep / self.size,
-        )
+        return Asked(torch.stack((*told, (~torch.isfinite(mine)).double(), mine, steepness)), self.size)
 
     def gather(self, item: Any) -> list[Any]:  # noqa: ANN401 (plain values of the caller's kind)
         """The `item` (plain, small) of every process, in rank order, on every process."""

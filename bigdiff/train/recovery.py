@@ -122,9 +122,12 @@ def said(begin: int, end: int) -> str:
     return f"step {begin}" if end == begin + 1 else f"steps {begin}-{end - 1}"
 
 
-def first_save(curve: Curve, saved: bool, rules: Recovery) -> bool:
-    """Whether a run without a checkpoint should save one now: it sees spikes from here on, and may have to go back."""
-    return bool(rules.spike) and not saved and len(curve.losses) == rules.window
+def first_save(curve: Curve, saved: bool, rules: Recovery, ahead: int = 0) -> bool:
+    """Whether a run without a checkpoint should save one now: it sees spikes from here on, and may have to go back.
+
+    With so many steps `ahead`: whether it may have to behind them.
+    """
+    return bool(rules.spike) and not saved and len(curve.losses) + ahead >= rules.window
 
 
 def another_regime(stage: Stage, step: int) -> bool:

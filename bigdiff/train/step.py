@@ -23,18 +23,25 @@ class Done:
         return torch.stack([one.per_sample.mean() + 0 * one.total for one in self.losses]).mean()
 
 
-def optimizer_step(run: Run, micro_batches: Sequence[Micro]) -> Done:
-    """Forward and backward over this process's micro-batches, then the step; tells what it did."""
-    stepped, seen = None, []
+def forward_backward(run: Run, micro_batches: Sequence[Micro], step: int) -> tuple[Losses, ...]:
+    """All of `step` but the update: both passes of this process's micro-batches; gives their losses."""
+    seen = []
     run.task.begin(micro_batches)
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches, 1):
         with run.meters.forward():
             losses = run.task.losses(batch)
         run.engine.backward(poisoned(losses.total))
         seen.append(losses.detached())
-        stepped = run.engine.step(run.state.step)
+        if number < len(micro_batches):
+            run.engine.step(step)  # counts it
+    return tuple(seen)
+
+
+def update(run: Run, losses: tuple[Losses, ...], step: int) -> Done:
+    """Move the weights by the gradients of `forward_backward`; tells what `step` did."""
+    stepped = run.engine.step(step)
     assert stepped is not None, "a step's micro-batches end at an accumulation boundary"
-    return Done(stepped=stepped, losses=tuple(seen))
+    return Done(stepped=stepped, losses=losses)
 
 
 def poisoned(total: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: boo
         found = _scattered(stage, sizes, ranks, width, done)
     else:
         found = _flat(stage, sum(sizes), ranks, width, done if zero_stage == 2 else 1)
-    # the loss, a stop and the state of the checkpoints: World.agree
+    # the loss, a stop and the state of the checkpoints: World.ask
     agreed = Volume(what="agreement on the step", kind="all-reduce", when="step", bytes=4 * 8, calls=1)
     return (*found, agreed)
 

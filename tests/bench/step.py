@@ -42,7 +42,7 @@ from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import versions
 from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import World, enter, leave
-from bigdiff.train import incidents, loop, networks, trial
+from bigdiff.train import loop, networks, trial
 from bigdiff.train.inputs import Encoded
 from bigdiff.train.run import Run
 from bigdiff.train.setup import building
@@ -67,6 +67,7 @@ class Ours:
 
     def __init__(self, run: Run, settings: Callable[..., Stage]) -> None:
         self.run, self.settings = run, settings
+        self.before: loop.Pending | None = None
         self.denoiser: Any = run.engine.module
         found = run.task.captions  # type: ignore[attr-defined] # a diffusion stage's
         self.captions = found.captions if isinstance(found, Encoded) else found
@@ -88,10 +89,7 @@ class Ours:
 
     def step(self) -> None:
         """As bigdiff.train.loop, without its log, previews and checkpoints."""
-        batches = next(self.run.batches)
-        done = loop.optimizer_step(self.run, batches)
-        agreed = loop.agree(self.run, done)
-        loop.settle(self.run, batches, done, incidents.judge(self.run, agreed.loss, agreed.norm))
+        self.before, _ = loop.advance(self.run, self.before)
 
 
 def named(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import optimizer_step
 
 from bigdiff.checkpoint import layout
 from bigdiff.config.load import load_stage
@@ -48,7 +49,7 @@ def timed(action: Callable[[], object]) -> float:
 def train(run: Run) -> None:
     """STEPS steps of the loop's network, without log or save."""
     for _ in range(STEPS):
-        loop.optimizer_step(run, next(run.batches))
+        optimizer_step(run, next(run.batches))
 
 
 def theirs(run: Run, folder: Path) -> None:

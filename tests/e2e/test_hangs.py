@@ -29,15 +29,15 @@ FAULT = """
 import os, signal, time
 from bigdiff.checkpoint import layout
 from bigdiff.train import loop
-step = loop.optimizer_step
-def fault(run, batches):
-    if run.state.step == 9 and os.environ["RANK"] == "{rank}":
+passes = loop.forward_backward
+def fault(run, batches, step):
+    if step == 9 and os.environ["RANK"] == "{rank}":
         end = time.monotonic() + 20  # below the time-out; writing behind may still be at step 8, and would end with us
         while layout.step_of(layout.latest(run.folder)) < 8 and time.monotonic() < end:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.{number})
-    return step(run, batches)
-loop.optimizer_step = fault
+    return passes(run, batches, step)
+loop.forward_backward = fault
 """
 
 
@@ -58,7 +58,7 @@ def test_a_rank_that_hangs_is_stopped_or_killed_is_named_and_the_run_ends(start:
             stack = stack_file(tmp_path / f"hung{rank}", number).read_text()
             assert f"rank {number} (" in stack and "\nstep 9, " in stack
             assert ("stuck" in stack) is (number == rank)
-            assert ("optimizer_step" in stack) is (number != rank)
+            assert ("forward_backward" in stack) is (number != rank)
     killed.wait()
     deadline = time.monotonic() + 180
     while stopped.pids[0] in stopped.alive():
@@ -69,7 +69,7 @@ def test_a_rank_that_hangs_is_stopped_or_killed_is_named_and_the_run_ends(start:
         sentence = failed(ranks.wait()[0])
         assert "failed: rank 1 (" in sentence and "does not answer (killed, stopped or cut off)" in sentence
         assert ranks.codes() == [FAILED, -signal.SIGKILL]
-        assert "optimizer_step" in stack_file(tmp_path / name, 0).read_text()
+        assert "forward_backward" in stack_file(tmp_path / name, 0).read_text()
         newest = layout.latest(tmp_path / name)
         assert newest is not None and layout.step_of(newest) == 8
 

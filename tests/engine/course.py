@@ -94,13 +94,13 @@ class Course:
         self.rates: list[float] = []
         self.norms: list[float] = []
 
-    def step(self, step: int, plant: str) -> None:
-        """One optimizer step, with `plant` spoiling the first pass of the last rank."""
+    def passes(self, step: int, plant: str) -> Tensor:
+        """All of a step but the update, with `plant` spoiling the first pass of the last rank; this one's mean loss."""
         engine, micro, total = self.engine, self.stage.batch.micro, self.stage.batch.total
         x, y = data(self.stage)
-        mean, stepped = torch.zeros(()), None
+        mean = torch.zeros(())
         for number in range(engine.accumulation):
-            assert stepped is None
+            assert number == 0 or engine.step(step) is None
             at = step * total + (number * self.world.size + self.world.rank) * micro
             output = engine(x[at : at + micro].to(torch.bfloat16 if engine.half else torch.float32)).float()
             spoiled = number == 0 and self.world.rank == self.world.size - 1
@@ -110,14 +110,26 @@ class Course:
             loss = (output - y[at : at + micro]).pow(2).mean()
             mean += loss.detach() / engine.accumulation
             engine.backward(loss * float("nan") if plant == "nan loss" and spoiled else loss)
-            stepped = engine.step(step)
+        return mean
+
+    def step(self, step: int, plant: str) -> None:
+        """One optimizer step."""
+        mean = self.passes(step, plant)
+        stepped = self.engine.step(step)
         assert stepped is not None
         self.losses.append(float(self.world.mean(mean)))
         self.rates.append(stepped.rate)
         self.norms.append(float(stepped.norm))
         if self.applied[-1]:
-            torch._foreach_lerp_(self.shadow, list(engine.partition.masters), 1 - decay(self.updates))
+            torch._foreach_lerp_(self.shadow, list(self.engine.partition.masters), 1 - decay(self.updates))
             self.updates += 1
+
+    def discard(self, plant: str) -> bool:
+        """Passes whose gradients are let go; whether every bit stayed as it was."""
+        before = self.bits()
+        self.passes(0, plant)
+        self.engine.discard()
+        return all(map(torch.equal, self.bits(), before))
 
     @property
     def applied(self) -> list[bool]:
@@ -168,12 +180,13 @@ class Course:
 
 
 def agree(stage: Stage, world: World, file: Path) -> dict[str, Any]:
-    """All steps; then back to the third in place and on again; then the same in a new engine of other weights."""
+    """All steps, and one let go; then back to the third in place and on again; then that in a new engine."""
     course, kept = Course(stage, world), []
     course.train(range(RESUMED), {})
     kept.append(course.local())
     course.train(range(RESUMED, STEPS), {})
     result = course.result()
+    result["discarded"] = [course.discard(plant) for plant in ("", "inf gradient")]
     course.restore(kept[0], RESUMED)
     result["again"] = course.train(range(RESUMED, STEPS), {}).losses[STEPS:]
     other = Course(stage, world, seed=5)

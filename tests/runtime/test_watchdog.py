@@ -34,7 +34,7 @@ def rank(case, number, folder, port):
             if step == 3 and who in (str(number), "all"):
                 at_fault(fault, watch, folder)
             watch.at(step, "forward and backward")
-            world.agree(torch.tensor(1.0), torch.tensor(1.0), stop=False, failed=False)
+            world.ask(torch.tensor(1.0), torch.tensor(1.0), stop=False, failed=False).agreed()
         watch.at(5, "end")
         world.barrier()
     leave()
@@ -160,7 +160,7 @@ def test_a_rank_that_hangs_is_named_by_rank_0_with_the_stacks_of_all(outcomes: d
         stack = stack_file(outcome.folder, number).read_text()
         assert f"rank {number} (" in stack and "step 3, " in stack
         assert ("at_fault" in stack) is (number == rank)
-        assert ("agree" in stack) is (number != rank)
+        assert ("in agreed" in stack) is (number != rank)
 
 
 @pytest.mark.parametrize(

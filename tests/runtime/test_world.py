@@ -41,12 +41,15 @@ from bigdiff.runtime.world import enter, leave
 w = enter(60)
 first, none = torch.tensor(0.1), torch.tensor(float("nan"))
 own = torch.tensor(float(w.rank))
-told = [
-    w.agree(own, first, stop=w.rank == w.size - 1, failed=False),
-    w.agree(none if w.rank == 0 else own, none, stop=False, failed=w.rank == 0),
+asked = [
+    w.ask(own, first, stop=w.rank == w.size - 1, failed=False),
+    w.ask(none if w.rank == 0 else own, none, stop=False, failed=w.rank == 0),
 ]
+w.barrier()  # other collectives go on between
+own += 7  # what was told is told
+last, first = asked[1].agreed(), asked[0].agreed()
 leave()
-print(json.dumps([asdict(one) for one in told]))
+print(json.dumps([asdict(first), asdict(last)]))
 """
 
 

@@ -98,6 +98,10 @@ class Plain:
         self._adam.zero_grad()
         return Stepped(rate=RATE, norm=norm)
 
+    def discard(self) -> None:
+        self._passes += 1
+        self._adam.zero_grad()
+
     def communication(self) -> float:
         return 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from steps import optimizer_step
 
 from bigdiff.checkpoint.state import TrainState, Window
 from bigdiff.config.errors import LastingError, RunError
@@ -16,7 +17,7 @@ from bigdiff.config.schema import Autoencoder
 from bigdiff.train import incidents, loop
 from bigdiff.train.recovery import Curve, Verdict
 from bigdiff.train.run import Run
-from bigdiff.train.step import Done, optimizer_step
+from bigdiff.train.step import Done
 from bigdiff.train.task import Losses, Micro
 
 MakeRun = Callable[..., Run]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import optimizer_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigdiff.checkpoint import layout
@@ -18,7 +19,7 @@ from bigdiff.evaluate.grid import Pictures
 from bigdiff.metrics.meters import Slowest
 from bigdiff.train import report
 from bigdiff.train.run import Run
-from bigdiff.train.step import meter, optimizer_step
+from bigdiff.train.step import meter
 from bigdiff.train.usage import Start, Usage
 
 MakeRun = Callable[..., Run]

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import optimizer_step
 
 from bigdiff.checkpoint import layout
 from bigdiff.train import loop, resuming
 from bigdiff.train.recovery import Curve, Verdict
 from bigdiff.train.run import CURVE, START, Run
-from bigdiff.train.step import optimizer_step
 
 MakeRun = Callable[..., Run]
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from steps import optimizer_step
 
 from bigdiff.engine.deepspeed import Stepped
 from bigdiff.train.run import Run
-from bigdiff.train.step import Done, meter, optimizer_step, poisoned
+from bigdiff.train.step import Done, meter, poisoned
 from bigdiff.train.task import Losses
 
 MakeRun = Callable[..., Run]
