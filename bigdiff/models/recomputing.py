@@ -6,7 +6,7 @@ Checkpointing stops computing when the last saved tensor is there again, so that
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from bigdiff.config.schema import Stage
 from bigdiff.models import activations, checkpointing, flops
-from bigdiff.models.network import Network, network
+from bigdiff.models.network import Network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,13 +52,8 @@ class Ledger:
         return sum(one.flops for one in self.units if one.name in names)
 
 
-def measured(stage: Stage, half: bool) -> Ledger:
-    """Of the UNet of `stage`, in bf16 or fp32; a few seconds for SD's.
-
-    Raises:
-        UsageError: as `network`.
-    """
-    found = network(replace(stage, engine=replace(stage.engine, gradient_checkpointing=False)))
+def measured(found: Network, half: bool) -> Ledger:
+    """Of a network on the meta device that recomputes nothing, moved to bf16 or fp32; a few seconds for SD's."""
     with flops.counter() as count:
         work = _followed(found, count.get_total_flops).work
     found.denoiser.to(torch.bfloat16 if half else torch.float32)

@@ -68,9 +68,8 @@ def counted(stage: Stage, half: bool) -> Counted:
     Raises:
         UsageError: as `bigdiff.models.network.network`.
     """
-    found = network(stage)
-    weights = Weights(sizes=found.sizes, frozen=found.frozen)
-    return Counted(ledger=recomputing.measured(stage, half), weights=weights)
+    found = network(switched(stage, False))
+    return Counted(weights=Weights(sizes=found.sizes, frozen=found.frozen), ledger=recomputing.measured(found, half))
 
 
 def choose(stage: Stage, on: Ranks, known: Counted) -> Chosen:

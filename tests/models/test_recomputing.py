@@ -41,7 +41,7 @@ def stage(kind: str, names: str = "false") -> Stage:
 
 @cache
 def ledger(kind: str, *, half: bool = False) -> Ledger:
-    return recomputing.measured(stage(kind), half)
+    return recomputing.measured(network(stage(kind)), half)
 
 
 def units(kind: str, names: str) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def test_nothing_is_recomputed_where_all_fits_and_equal_input_gives_equal_sets()
 
 def test_sd_v1_at_512_px_keeps_what_the_planner_counts() -> None:
     """In bf16; following every tensor's life gave the peak, and the operator counter the FLOPs (docs/planning.md)."""
-    known = recomputing.measured(load_stage("512px"), half=True)
+    known = recomputing.measured(network(load_stage("512px")), half=True)
     every = [one.name for one in known.units]
     assert known.keeps(()) / 1e6 == pytest.approx(936.8, abs=0.1)
     assert known.keeps(every) / 1e6 == pytest.approx(154.7, abs=0.1)
