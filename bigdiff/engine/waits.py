@@ -1,9 +1,11 @@
-"""ZeRO-1 and 2 of DeepSpeed 0.19.8 without its two waits of the host for the device; the device waits in their place.
+"""ZeRO-1 and 2 of DeepSpeed 0.19.8 without its two waits of the host for the device, and with less for it to do.
 
 - Behind each backward pass it has the host wait for all streams (`synchronize`), as the gradients are reduced on one of
   their own. Here the stream that goes on waits for that one. What was allocated for either is freed behind that wait,
   so that no memory is given away that the other still reads.
 - In fp32 the host asks whether the norm is finite. bigdiff.engine.optim.Guarded leaves that to the device.
+- Behind each step every weight is pointed at its place in the flat vector anew ("just to be safe"), where it has been
+  from the start on: for the 684 of SD 1.x's UNet 4.6 ms of a CPU core, in which nothing is queued.
 """
 
 from functools import partial
@@ -17,6 +19,7 @@ def take_over(zero: DeepSpeedZeroOptimizer) -> None:
     """Have ZeRO-1 or 2 end its passes and step here."""
     zero.independent_gradient_partition_epilogue = partial(end_of_pass, zero)
     zero.step = partial(step, zero)
+    zero._update_model_bit16_weights = _there
 
 
 def end_of_pass(zero: DeepSpeedZeroOptimizer) -> None:
@@ -43,3 +46,7 @@ def step(zero: DeepSpeedZeroOptimizer) -> None:
 
 def _unasked(norm: object) -> bool:
     return False
+
+
+def _there(group: int) -> None:
+    """The weights of a group are views of its flat vector."""

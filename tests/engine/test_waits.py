@@ -48,7 +48,7 @@ for case in json.loads(sys.argv[2]):
         if how != "plain":
             zero.reduction_stream = Stream("reduction")
         if how == "theirs":
-            del zero.independent_gradient_partition_epilogue
+            del zero.independent_gradient_partition_epilogue, zero._update_model_bit16_weights
         bucket = zero.allreduce_bucket
         def noted(*given, bucket=bucket, **named):
             events.append("reduced")
@@ -63,7 +63,11 @@ for case in json.loads(sys.argv[2]):
             passes.append(list(events))
             events.clear()
             engine.step(number // engine.accumulation)
-        told[f"{case} {how}"] = {"passes": passes, "weights": torch.cat(engine.partition.masters).tolist()}
+        (flat,), (group,) = zero.bit16_groups_flat, zero.round_robin_bit16_groups
+        offsets = [(one.data_ptr() - flat.data_ptr()) // flat.element_size() for one in group]
+        weights = torch.cat(engine.partition.masters).tolist()
+        told[f"{case} {how}"] = {"passes": passes, "weights": weights, "offsets": offsets}
+        told["places"] = [int(one) for one in zero.round_robin_bit16_offsets[0]]
 leave()
 print(json.dumps(told))
 """
@@ -82,6 +86,7 @@ def test_a_stream_waits_where_deepspeed_has_the_host_wait(
         for case in CASES:
             plain, ours, theirs = (told[f"{case} {how}"] for how in ("plain", "ours", "theirs"))
             assert ours["weights"] == theirs["weights"] == plain["weights"], case
+            assert ours["offsets"] == told["places"], case
             assert all(one[-1] == "the host waits" for one in theirs["passes"] if "reduced" in one), case
             reduced = [one for one in ours["passes"] if "reduced" in one]
             assert len(reduced) == 3 * (1 if "zero_stage=1" in case else len(ours["passes"]) // 3), case
