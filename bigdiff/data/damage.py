@@ -57,9 +57,11 @@ class Tombstones:
         An entry matches a row's `key`, `url` or `sha256`, whichever of these columns the index has.
         """
         dead = np.zeros(index.num_rows, bool)
-        wanted = pa.array(sorted(self.entries), pa.string())
+        if not self.entries:
+            return dead
+        wanted = pa.array(sorted(self.entries), pa.string())  # imports pandas, 0.3 s of CPU time
         for column in ("key", "url", "sha256"):
-            if self.entries and column in index.column_names:
+            if column in index.column_names:
                 dead |= pc.is_in(index[column].cast(pa.string()), value_set=wanted).to_numpy(zero_copy_only=False)
         return dead
 
