@@ -1,6 +1,8 @@
 """Whether a stage's networks, data and previews fit each other: with and without text, on latents and on pictures."""
 
-from bigdiff.config.schema import Preview, Source, Stage, on_images, sources
+import math
+
+from bigdiff.config.schema import Data, Preview, Source, Stage, on_images, sources
 
 Rules = list[tuple[bool, str]]
 
@@ -142,6 +144,14 @@ def data_rules(stage: Stage) -> Rules:
         (not 0 <= data.damage_budget < 1, f"data.damage_budget={data.damage_budget} must lie in [0, 1)"),
         (bool(remote) and not data.cache, f"{(remote or [''])[0]} is remote: data.cache must name a folder for it"),
         (bool(data.cache) and not remote, "data.cache has no effect without a remote set"),
+        (
+            not 0 <= data.disk_ahead_gb < math.inf,
+            f"data.disk_ahead_gb={data.disk_ahead_gb} must not be negative; 0 asks for nothing",
+        ),
+        (
+            data.disk_ahead_gb != Data().disk_ahead_gb and len(remote) == len(given),
+            f"data.disk_ahead_gb={data.disk_ahead_gb} has no effect without a set in a folder: leave it out",
+        ),
         (data.cache_gb < 0 or (data.cache_gb > 0) != bool(data.cache), "data.cache and data.cache_gb go together"),
     ]
 

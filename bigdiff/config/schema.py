@@ -44,6 +44,7 @@ class Data:
     canonical_nodes: int = 1  # lanes of the order: up to this many nodes read (nearly) disjoint shards
     read_ahead: int = 2  # global batches read before they are asked for
     read_threads: int = 2  # threads of preadv per process
+    disk_ahead_gb: float = 1.0  # of a process's next samples, asked for from the disk of a set in a folder; 0: none
     cache: str = ""  # folder on each node's own disk for the shards of remote sets
     cache_gb: float = 0.0  # its bound; two windows of the node's lanes must fit
     tombstones: str = ""  # text file of keys, URLs or sha256 that must not be trained on, one a line

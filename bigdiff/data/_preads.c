@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
@@ -127,4 +128,17 @@ void bigdiff_preads(const int32_t *descriptors, const int64_t *offsets, int64_t 
         }
         digests[i] = got[i] == length && length > SHORT ? xxh3((const uint8_t *)target, length) : 0;
     }
+}
+
+/* Asks for `lengths[i]` bytes at `offsets[i]` of `descriptors[i]` to be read into the page cache, and does not wait for
+ * them, but where the disk's queue is full. The kernel cuts a longer request silently at the larger of the device's
+ * read_ahead_kb and its largest transfer: 128 KiB is the least of the usual ones. It is advice: nothing fails. */
+void bigdiff_ask(const int32_t *descriptors, const int64_t *offsets, const int64_t *lengths, int64_t count)
+{
+    const int64_t piece = 128 << 10;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t at = 0; at < lengths[i]; at += piece) {
+            int64_t left = lengths[i] - at;
+            posix_fadvise(descriptors[i], offsets[i] + at, left < piece ? left : piece, POSIX_FADV_WILLNEED);
+        }
 }

@@ -1,16 +1,9 @@
-"""A shard set in a folder: descriptors of its tars, and their bytes asked for from the disk before they are read.
-
-Samples of a window are read in random order, which a disk serves slower than a file from end to end. Announcing whole
-shards of what is needed soon makes it the latter: 1.25 to 1.5 times the rate of two cold reading threads, 1.0 to 1.3
-times that of eight or sixteen (64 KiB reads, 12 shards of 128 MiB, a virtual disk of 0.7-1.4 GB/s). The kernel reads;
-nothing is copied.
-"""
+"""A shard set in a folder: its small files, and descriptors of its tars."""
 
 import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from threading import Condition, Event, Thread
 from typing import Final
 
 from bigdiff.config.errors import RunError
@@ -19,20 +12,13 @@ from bigdiff.data.origin import checked
 from bigdiff.data.transfer import Absent, Corrupt
 
 SUFFIX: Final = ".tar"
-AHEAD_BYTES: Final = 1 << 30  # of the page cache that announced shards may take
-PIECE: Final = 8 << 20  # bytes announced at once: `close` waits for one at most
 
 
 class Local:
-    """A set in a folder; at most `ahead` bytes of the wishes are read before they are asked for."""
+    """A set in a folder."""
 
-    def __init__(self, folder: Path, ahead: int = AHEAD_BYTES) -> None:
-        self.folder, self.location, self.ahead = folder, str(folder), ahead
-        self._changed = Condition()
-        self._wanted: tuple[Shard, ...] = ()
-        self._announced: set[str] = set()
-        self._over = Event()
-        self._thread: Thread | None = None
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.location = folder, str(folder)
 
     def read(self, name: str, digest: str = "") -> bytes:
         """A small whole file, of that sha256 if one is given; raises Absent, Corrupt."""
@@ -66,53 +52,7 @@ class Local:
         return descriptor
 
     def want(self, shards: Sequence[Shard]) -> None:
-        """Have the disk read these, in order, as many as `ahead` bytes hold; returns at once."""
-        with self._changed:
-            if self._over.is_set():
-                return
-            self._wanted = tuple(shards)
-            self._announced &= {shard.name for shard in shards}
-            if self._thread is None and shards:
-                self._thread = Thread(target=self._announce, name="read-ahead", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        """Nothing is fetched: the samples themselves are asked for (bigdiff.data.announce)."""
 
     def close(self) -> None:
-        """End the thread; descriptors from `open` stay good."""
-        with self._changed:
-            self._over.set()
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _announce(self) -> None:
-        while True:
-            with self._changed:
-                shard = self._next()
-                while shard is None and not self._over.is_set():
-                    self._changed.wait()
-                    shard = self._next()
-                if shard is None or self._over.is_set():
-                    return
-                self._announced.add(shard.name)
-            try:
-                descriptor = self.open(shard)
-            except (Absent, Corrupt, RunError):  # `open` will tell whoever needs it
-                continue
-            try:
-                for start in range(0, shard.bytes, PIECE):
-                    if self._over.is_set():
-                        return
-                    os.posix_fadvise(descriptor, start, PIECE, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
-
-    def _next(self) -> Shard | None:
-        left = self.ahead
-        for shard in self._wanted:
-            left -= shard.bytes
-            if left < 0:
-                return None
-            if shard.name not in self._announced:
-                return shard
-        return None
+        """Nothing is held; descriptors from `open` stay good."""

@@ -5,11 +5,15 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
+import numpy as np
+
 from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Tombstones
 from bigdiff.data.manifest import Manifest
+from bigdiff.data.origin import remote
 from bigdiff.data.shards import Columns, Opened, Shards
+from bigdiff.data.spans import Spans, joined
 from bigdiff.data.storage import Absent, Cache, Storage, open_storage
 
 
@@ -99,6 +103,34 @@ class Sources(Generic[One]):
                 for source in {source for source, _, _ in wanted}
             }
             yield [(opened[source][shard], row) for source, shard, row in wanted]
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a set lies in a folder, so that `spans` finds something."""
+        return not all(remote(one.location) for one in self.sets)
+
+    @contextmanager
+    def spans(self, picks: Picks) -> Iterator[Spans]:
+        """Where those of the picks lie that are in a folder and sound, sorted; good until the block ends.
+
+        Shards of remote sets are left out: what was just fetched is in memory, and asking would wait for the rest.
+        """
+        order = np.lexsort((picks.rows, picks.shards, picks.sources))
+        sources, shards, rows = picks.sources[order], picks.shards[order], picks.rows[order]
+        begins = np.flatnonzero(np.diff(sources, prepend=-1) | np.diff(shards, prepend=-1))
+        found = []
+        with ExitStack() as leases:
+            for source in np.unique(sources).tolist():
+                if remote(self.sets[source].location):
+                    continue
+                mine = sources[begins] == source
+                wanted = shards[begins[mine]].tolist()
+                held = leases.enter_context(self.sets[source].shards.lease(wanted))
+                ends = np.append(begins[1:], len(rows))[mine]
+                for shard, begin, end in zip(wanted, begins[mine].tolist(), ends.tolist(), strict=True):
+                    size = self.sets[source].manifest.shards[shard].bytes
+                    found.append(held[shard].spans(rows[begin:end], size))
+            yield joined(found)
 
     def tar(self, picks: Picks, index: int) -> str:
         """Where the tar of a picked sample is, for messages."""

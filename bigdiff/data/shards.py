@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data.damage import TOMBSTONE, Tombstones
 from bigdiff.data.manifest import Manifest, Shard
+from bigdiff.data.order import Ints
+from bigdiff.data.spans import Spans
 from bigdiff.data.storage import Absent, Corrupt, Storage
 
 Kind = type[np.int64] | type[np.uint64]
@@ -37,6 +39,17 @@ class Opened:
     dead: bytes  # [rows], 1 where it was taken down
     damage: str = ""  # of the shard as a whole: then there is no descriptor
     texts: Mapping[str, pa.Array] = field(default_factory=dict)  # Columns.texts, [rows] each
+
+    def spans(self, rows: Ints, size: int) -> Spans:
+        """Where the members of these rows lie in a tar of `size` bytes, but for those that cannot be read."""
+        offsets, lengths = np.asarray(self.offsets)[rows], np.asarray(self.lengths)[rows]
+        dead = np.frombuffer(self.dead, np.uint8)[rows]
+        sound = np.flatnonzero((self.descriptor >= 0) & (dead == 0) & (offsets >= 0) & (offsets < size) & (lengths > 0))
+        return Spans(
+            descriptors=np.full(len(sound), self.descriptor, np.int32),
+            offsets=offsets[sound],
+            lengths=np.minimum(lengths[sound], size - offsets[sound]),
+        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -15,9 +16,11 @@ import numpy as np
 import xxhash
 
 from bigdiff.config.errors import LastingError, UsageError
+from bigdiff.data.announce import Announcer
 from bigdiff.data.course import Course, Picks
 from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Substitution
 from bigdiff.data.order import Ints
+from bigdiff.data.spans import Spans
 
 COPIES = 2  # of a tar that are read when the first was spoiled
 PIECE = 8  # samples that a thread takes at once, at least
@@ -59,6 +62,7 @@ class Ahead:
     steps: int = 2  # global batches read before they are asked for
     threads: int = 2
     windows: int = 2  # windows behind the present one whose shards a storage fetches, as far as it has room
+    disk_bytes: int = 1 << 30  # of the next samples of sets in folders, that the disk is asked for before they are read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,13 @@ class Reader(Protocol[Held, Made]):
 
     def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
         """Put the picked samples into rows `row`, ... of the buffer; they stand at run positions `position`, ..."""
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether `spans` finds something."""
+
+    def spans(self, picks: Picks) -> AbstractContextManager[Spans]:
+        """Where those of the picks lie that are on a disk and sound, sorted; good until the block ends."""
 
     def recheck(self, read: Iterable[tuple[int, int, object]]) -> bool:
         """(source, shard, copy) of bad samples: prove the copies sound or give them up; whether to try again."""
@@ -136,8 +147,12 @@ def batches(
     rings = [[reader.hold(samples) for _ in range(together)] for _ in range(-(-ahead.steps // together) + 1)]
     pending: deque[tuple[list[Held], list[_Step[Held]]]] = deque()
     first = step = start // part.total
-    with ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool:
-        work = _Work(reader, course, part, ahead, quarantine, pool)
+    announced = ahead.disk_bytes if reader.on_disk else 0
+    with (
+        ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool,
+        Announcer(reader, course, (part.begin, part.end), first, announced) as disk,
+    ):
+        work = _Work(reader, course, part, ahead, quarantine, pool, disk)
         asked = pool.submit(work.ask, step, step)
         try:
             while True:
@@ -151,6 +166,7 @@ def batches(
                     return
                 ring, steps = pending[0]
                 for one in steps:
+                    disk.reached(one.number)
                     yield work.finish(one)
                 rings.append(pending.popleft()[0])
         finally:
@@ -173,11 +189,14 @@ class _Work(Generic[Held, Made]):
     ahead: Ahead
     quarantine: Quarantine
     pool: ThreadPoolExecutor
+    disk: Announcer
 
     def ask(self, since: int, step: int) -> int | None:
         """Tell the reader what is read from `since` on; gives the step in which that changes, if it ever does."""
         part = self.part
-        self.reader.want(self.course.ahead(since, part.begin, part.end, self.ahead.windows))
+        wanted = self.course.ahead(since, part.begin, part.end, self.ahead.windows)
+        self.reader.want(wanted)
+        self.disk.want(wanted)
         return self.course.turnover(step, part.begin, part.end)
 
     def submit(self, step: int, ring: Sequence[Held]) -> list[_Step[Held]]:

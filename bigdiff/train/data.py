@@ -112,7 +112,9 @@ def stream(
 ) -> Generator[list[Micro], None, None]:
     """This process's micro-batches on its device, from position `start` on, without end."""
     part = Slice(total=stage.batch.total, micro=stage.batch.micro, rank=world.rank, size=world.size)
-    ahead = Ahead(steps=stage.data.read_ahead, threads=stage.data.read_threads)
+    data = stage.data
+    disk = int(data.disk_ahead_gb * 1e9)
+    ahead = Ahead(steps=data.read_ahead, threads=data.read_threads, disk_bytes=disk)
     if on_images(stage.data):
         pictures = ImageReader([one for one in sets if isinstance(one, ImageSet)], framing(stage))
         return on_device(batches(pictures, path, part, start, ahead, quarantine), world.device)

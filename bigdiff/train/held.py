@@ -71,6 +71,7 @@ def held_out(stage: Stage) -> Stage:
         buckets=stage.data.buckets,
         read_ahead=stage.data.read_ahead,
         read_threads=stage.data.read_threads,
+        disk_ahead_gb=0.0,  # few samples, read again and again: it would ask for others behind them
         cache=stage.data.cache,
         cache_gb=stage.data.cache_gb,
     )

@@ -14,6 +14,7 @@ TEXTLESS = [
     "model.unet.up_block_types=[UpBlock2D,AttnUpBlock2D,UpBlock2D,UpBlock2D]",
 ]
 PIXELS = [*TEXTLESS, "model.vae=null", "model.unet.latent_channels=3", "data.latents=", "data.images=set"]
+CACHE = "data={cache: /scratch, cache_gb: 0.5}"
 PICTURES = ["data.latents=", "data.images=set"]
 CROSSING = "model.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D,UpBlock2D,UpBlock2D]"
 
@@ -24,6 +25,7 @@ CROSSING = "model.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D,UpBlock2D,Up
         TEXT,
         [*TEXT, *PICTURES, "data.crop=random", "data.flip=1", "text_dropout=0"],
         [*TEXT, "data.crop=random", "data.flip=0.5"],
+        [*TEXT, "data={sources: [{latents: a}, {latents: 's3://bucket/b'}], latents: '', disk_ahead_gb: 0}", CACHE],
         [*TEXT, "data.buckets=true", "data.flip=0.5"],
         [*TEXT, "preview={every: 5, prompts: [a], guidance: 1.5, steps: 1000}"],
         [*TEXT, "data={latents: '', sources: [{images: a}, {images: b}], flip: 0.5}"],
@@ -118,6 +120,12 @@ def test_settings_of_text_and_of_none_are_refused_where_they_are_not(options: li
             "http://host/set is remote: data.cache must",
         ),
         (["data.cache=/scratch", "data.cache_gb=5"], "data.cache has no effect without a remote set"),
+        (["data.disk_ahead_gb=-1"], "data.disk_ahead_gb=-1.0 must not be negative; 0 asks for nothing"),
+        (["data.disk_ahead_gb=.inf"], "data.disk_ahead_gb=inf must not be negative"),
+        (
+            ["data={latents: 's3://bucket/set', cache: /scratch, cache_gb: 5, disk_ahead_gb: 0}"],
+            "data.disk_ahead_gb=0.0 has no effect without a set in a folder",
+        ),
         (["data.cache_gb=5"], "data.cache and data.cache_gb go together"),
         (["data.cache_gb=-5"], "data.cache and data.cache_gb go together"),
         (["data={latents: 's3://bucket/set', cache: /scratch}"], "data.cache and data.cache_gb go together"),

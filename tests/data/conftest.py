@@ -1,8 +1,11 @@
 """Small latent sets in real tars, and what stock img2dataset leaves behind, written by its own writer."""
 
+import ctypes
 import hashlib
 import io
 import json
+import mmap
+import os
 import subprocess
 import sys
 import tarfile
@@ -23,7 +26,7 @@ from bigdiff.data import manifest
 from bigdiff.data.member import pack
 from bigdiff.runtime.files import sha256
 
-SHAPES = {"": (4, 2, 2), "16x24": (4, 3, 2), "24x16": (4, 2, 3)}
+SHAPES = {"": (4, 2, 2), "16x24": (4, 3, 2), "24x16": (4, 2, 3), "256x256": (8, 32, 32)}
 LENGTH = 3
 COLUMNS = {"key": pa.string(), "url": pa.string(), "safetensors_offset": pa.int64(), "safetensors_length": pa.int64()}
 INDEX = pa.schema([*COLUMNS.items(), ("safetensors_xxh3", pa.uint64())])
@@ -171,3 +174,34 @@ def plain_set(tmp_path: Path) -> Callable[..., list[manifest.Shard]]:
         return shards
 
     return make
+
+
+def pages(path: Path) -> np.ndarray:
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
+        count = -(-len(mapped) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * count)()
+        first = ctypes.c_char.from_buffer(mapped)
+        assert not ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(mapped)), found)
+        del first
+        return np.frombuffer(bytes(found), np.uint8) & 1 == 1
+
+
+@pytest.fixture(scope="session")
+def resident() -> Callable[[Path], np.ndarray]:
+    """Which pages of a file are in the page cache, by mincore: bool [pages]."""
+    return pages
+
+
+@pytest.fixture(scope="session")
+def evict() -> Callable[[Path], None]:
+    """Take a file out of the page cache; skips the test where that cannot be."""
+
+    def out(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+        if pages(path).mean() > 0.1:
+            pytest.skip("this file system keeps files in memory")
+
+    return out

@@ -1,10 +1,6 @@
-"""A set in a folder: what is there, what is wrong with it, and what the disk is told."""
+"""A set in a folder: what is there, and what is wrong with it."""
 
-import ctypes
-import mmap
 import os
-import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -43,40 +39,3 @@ def test_what_is_there_and_what_is_not(plain_set: Made, tmp_path: Path) -> None:
 def test_a_name_cannot_lead_out_of_the_set(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no name of a file"):
         Local(tmp_path).read(name)
-
-
-def pages(path: Path) -> float:
-    """Share of the file that is in the page cache, by mincore."""
-    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
-        count = -(-len(mapped) // mmap.PAGESIZE)
-        found = (ctypes.c_ubyte * count)()
-        first = ctypes.c_char.from_buffer(mapped)
-        assert not ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(mapped)), found)
-        del first
-        return sum(one & 1 for one in found) / count
-
-
-def test_wishes_are_read_in_order_up_to_the_bound_and_nothing_is_left(plain_set: Made, tmp_path: Path) -> None:
-    shards, paths = plain_set(*[SIZE] * 4), [tmp_path / f"set/{number:05d}.tar" for number in range(4)]
-    for path in paths:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if pages(paths[0]) > 0.1:
-        pytest.skip("this file system keeps files in memory")
-    threads, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
-    with closing(Local(tmp_path / "set", ahead=2 * SIZE)) as storage:
-        assert set(threading.enumerate()) == threads
-        storage.want([Shard(name="absent", samples=1, bytes=0, sha256="0" * 64), *shards])
-        until = time.monotonic() + 10
-        while pages(paths[1]) < 1:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        assert pages(paths[0]) == 1 and pages(paths[2]) < 0.1
-        storage.want(shards[2:])
-        while pages(paths[3]) < 1:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-    assert set(threading.enumerate()) == threads and len(os.listdir("/proc/self/fd")) == descriptors
-    storage.want(shards)  # after close: nothing
-    assert set(threading.enumerate()) == threads

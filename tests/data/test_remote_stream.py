@@ -14,7 +14,7 @@ import pytest
 from bigdiff.config.errors import RunError
 from bigdiff.data import manifest
 from bigdiff.data.cache import Cache
-from bigdiff.data.course import Course
+from bigdiff.data.course import Course, Picks
 from bigdiff.data.damage import Quarantine
 from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.mixture import Source
@@ -79,6 +79,17 @@ def test_ranks_of_a_node_fetch_each_file_once_and_read_what_a_folder_gives(
     assert_same(read([served.location] * size, cache), read([str(folder)] * size, None))
     tars = sum((folder / f"{number:05d}.tar").stat().st_size for number in range(len(SIZES)))
     assert sum(served.counts("bytes").values()) - before < tars / 4  # the manifest is asked for again, and no tar
+
+
+def test_nothing_is_asked_for_of_what_is_fetched(serve: Any, folder: Path, tmp_path: Path) -> None:
+    cache = Cache(folder=str(tmp_path / "cache"), bytes=10**9)
+    picks = Picks(bucket="", sources=np.array([0, 1, 0]), shards=np.array([0, 0, 1]), rows=np.array([1, 2, 3]))
+    with LatentSet(serve(folder).location, None, cache) as there, LatentSet(str(folder)) as here:
+        assert not LatentReader([there]).on_disk
+        both = LatentReader([there, here])
+        with both.spans(picks) as spans, here.shards.lease([0]) as held:
+            assert spans.descriptors.tolist() == [held[0].descriptor]
+        assert both.on_disk and not list((tmp_path / "cache").glob("*.tar"))
 
 
 def test_faults_on_the_way_are_no_damage(serve: Any, folder: Path, tmp_path: Path) -> None:

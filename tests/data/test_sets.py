@@ -41,6 +41,23 @@ def test_a_lease_gives_each_pick_its_shard_and_row(tmp_path: Path, latent_set: M
     assert files() == before
 
 
+def test_spans_are_where_the_members_lie_sorted(tmp_path: Path, latent_set: Make) -> None:
+    folders = [latent_set(tmp_path / name, (4, 6)) for name in "ab"]
+    with LatentSet(str(folders[0])) as one, LatentSet(str(folders[1])) as two:
+        sources = Sources([one, two])
+        drawn = [(1, 0, 3), (0, 1, 5), (1, 0, 0), (1, 1, 2), (0, 1, 1)]  # source, shard, row
+        with sources.spans(_picks(drawn)) as spans, sources.leased(_picks(sorted(drawn))) as samples:
+            expected = [(shard.descriptor, shard.offsets[row], shard.lengths[row]) for shard, row in samples]
+            columns = (spans.descriptors, spans.offsets, spans.lengths)
+            assert list(zip(*[column.tolist() for column in columns], strict=True)) == expected
+        assert sources.on_disk
+
+
+def _picks(drawn: list[tuple[int, int, int]]) -> Picks:
+    sources, shards, rows = np.array(drawn, np.int64).T
+    return Picks(bucket="", sources=sources, shards=shards, rows=rows)
+
+
 @pytest.mark.parametrize("content", [None, b"{", b'{"format": 7}'])
 def test_a_set_that_cannot_be_opened_leaves_nothing_open(
     tmp_path: Path, latent_set: Make, content: bytes | None

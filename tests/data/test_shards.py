@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bigdiff.config.errors import UsageError
 from bigdiff.data.latents import LatentSet
-from bigdiff.data.shards import SPARE_FILES, Shards, allow_files
+from bigdiff.data.shards import SPARE_FILES, Opened, Shards, allow_files, broken
 
 SIZES = (5, 3, 7, 2)
 
@@ -105,3 +106,17 @@ def test_a_shard_is_opened_without_pandas(tmp_path: Path, latent_set: Callable[.
         "sys.exit('pandas' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_spans_are_of_what_can_be_read_and_end_with_the_tar() -> None:
+    offsets, lengths = np.array([0, 10, 90, 100, -1, -(2**63), 50, 20]), np.array([5, 5, 2**62, 5, 5, 5, -1, 5])
+    opened = Opened(
+        descriptor=7,
+        offsets=memoryview(offsets),
+        lengths=memoryview(lengths),
+        checksums=memoryview(np.zeros(8, np.uint64)),
+        dead=bytes([0, 0, 0, 0, 0, 0, 0, 1]),
+    )
+    found = opened.spans(np.array([1, 2, 3, 4, 5, 6, 7]), 100)
+    assert (found.descriptors.tolist(), found.offsets.tolist(), found.lengths.tolist()) == ([7, 7], [10, 90], [5, 10])
+    assert len(broken(8, "absent").spans(np.arange(8), 100)) == 0

@@ -19,7 +19,7 @@ def main() -> None:
         source = Source(name="set", sizes=opened.manifest.sizes, repeat=1)
         course = Course(sources=(source,), seed=0, window=4, lanes=1, total=BATCH)
         part = Slice(total=BATCH, micro=BATCH, rank=0, size=1)
-        ahead = Ahead(steps=8, threads=int(sys.argv[2]))
+        ahead = Ahead(steps=8, threads=int(sys.argv[2]), disk_bytes=int(sys.argv[3]))
         for (batch,) in batches(LatentReader([opened]), course, part, 0, ahead, Quarantine()):
             float(batch.moments[0, 0, 0, 0])
     print(json.dumps({"wall": time.perf_counter() - began}))
