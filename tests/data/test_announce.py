@@ -66,14 +66,24 @@ def places(path: Course, begin: int, end: int, part: Place = (0, TOTAL)) -> list
     return [pair for one in picks for pair in zip(one.shards.tolist(), one.rows.tolist(), strict=True)]
 
 
-def quiet(told: Told) -> list[Place]:
-    """What has been asked for once nothing more is."""
+def quiet(told: Told, least: int = 0) -> list[Place]:
+    """What has been asked for once nothing more is, and so many at least are."""
+    until = time.monotonic() + 10
+    while len(told.asked) < least and time.monotonic() < until:
+        time.sleep(0.01)
     seen, since = -1, time.monotonic()
     while time.monotonic() - since < 0.2:
         if len(told.asked) != seen:
             seen, since = len(told.asked), time.monotonic()
         time.sleep(0.01)
     return list(told.asked)
+
+
+def ended(told: Announcer) -> bool:
+    """Whether the thread is over, soon."""
+    assert told._thread is not None
+    told._thread.join(10)
+    return not told._thread.is_alive()
 
 
 @pytest.mark.parametrize("part", [(0, 8), (4, 8)])
@@ -85,7 +95,7 @@ def test_the_next_samples_are_asked_for_once_and_not_beyond_the_bound(reader: To
         told.want(EVERYTHING)
         for reached in range(2, 14):
             told.reached(reached)
-            asked = quiet(reader)
+            asked = quiet(reader, (reached + 1) * (part[1] - part[0]))
             behind = 2 + len(asked) // (part[1] - part[0])
             assert asked == places(path, 2, behind, part)
             assert reached + 3 <= behind <= reached + 6
@@ -97,7 +107,7 @@ def test_what_was_consumed_is_left_out(reader: Told, cold: None) -> None:
     with Announcer(reader, path, (0, TOTAL), 0, 1 << 20) as told:
         told.reached(5)
         told.want(EVERYTHING)
-        asked = quiet(reader)
+        asked = quiet(reader, TOTAL)
     assert asked == places(path, 5, 5 + len(asked) // TOTAL) and asked
 
 
@@ -108,18 +118,18 @@ def test_steps_whose_shards_are_not_wanted_wait(reader: Told, cold: None) -> Non
     with Announcer(reader, path, (0, TOTAL), 0, 1 << 30) as told:
         assert quiet(reader) == []
         told.want(first)
-        asked = quiet(reader)
+        asked = quiet(reader, (turn or 0) * TOTAL)
         assert asked == places(path, 0, turn or 0) and {shard for shard, _ in asked} == {shard for _, shard in first}
         told.want(EVERYTHING)
-        assert quiet(reader)[: len(asked) + TOTAL] == places(path, 0, len(asked) // TOTAL + 1)
+        assert quiet(reader, len(asked) + TOTAL)[: len(asked) + TOTAL] == places(path, 0, len(asked) // TOTAL + 1)
 
 
 def test_a_course_ends(reader: Told, cold: None) -> None:
     path = course(reader.sets[0], repeat=1)
     with Announcer(reader, path, (0, TOTAL), 0, 1 << 30) as told:
         told.want(EVERYTHING)
-        assert quiet(reader) == places(path, 0, path.steps or 0)
-        assert told._thread is not None and not told._thread.is_alive()
+        assert quiet(reader, (path.steps or 0) * TOTAL) == places(path, 0, path.steps or 0)
+        assert ended(told)
 
 
 def test_what_is_there_is_only_probed(reader: Told, folder: Path) -> None:
@@ -136,8 +146,8 @@ def test_a_step_above_the_bound_ends_it(reader: Told, cold: None) -> None:
     path = course(reader.sets[0])
     with Announcer(reader, path, (0, TOTAL), 0, PAGE * TOTAL) as told:
         told.want(EVERYTHING)
-        assert quiet(reader) == places(path, 0, 1)
-        assert told._thread is not None and not told._thread.is_alive()
+        assert quiet(reader, TOTAL) == places(path, 0, 1)
+        assert ended(told)
 
 
 @pytest.mark.parametrize("wanted", [[], EVERYTHING])
@@ -211,12 +221,11 @@ def test_the_page_cache_gets_what_comes_next(
             while not all(there(resident(tars[shard]), held[shard].offsets[row], sample) for shard, row in soon(path)):
                 assert time.monotonic() < until
                 time.sleep(0.01)
-            assert sum(resident(tar).mean() for tar in tars) < 0.8 * len(tars)  # and not all that there is
 
 
 def soon(path: Course) -> list[Place]:
-    """Of the four steps behind those that are read at once."""
-    return places(path, 0, 4)
+    """Of the steps behind the four that are read at once."""
+    return places(path, 4, 7)
 
 
 def there(pages: np.ndarray, offset: int, length: int) -> bool:
