@@ -25,6 +25,7 @@ from bigdiff.prep.encoder import encode as pictures
 from bigdiff.prep.latent_settings import Settings
 from bigdiff.prep.latent_shard import Record, batches, places, read_table
 from bigdiff.prep.latent_text import empty
+from bigdiff.runtime.allocator import keep_freed
 from bigdiff.runtime.files import remove_leftovers, write_bytes, write_json
 from bigdiff.runtime.workers import Workers
 
@@ -40,6 +41,8 @@ def encode(images: Path, output: Path, settings: Settings) -> Manifest:
         RunError: for a damaged image or an autoencoder that does not fit.
     """
     encoder = load(settings)
+    if encoder.device.type == "cpu":
+        keep_freed()  # before the processes that share the work are forked
     plan = prepare(images, output, settings, encoder)
     if (output / manifest.NAME).is_file():
         shutil.rmtree(output / WORK, ignore_errors=True)  # a kill between the two last steps leaves it

@@ -22,6 +22,7 @@ from bigdiff.engine.deepspeed import Engine
 from bigdiff.metrics.meters import Meters
 from bigdiff.metrics.writer import Writer
 from bigdiff.models.ema import Averages
+from bigdiff.runtime.allocator import keep_freed
 from bigdiff.runtime.files import write_bytes, write_json
 from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import commit, versions
@@ -66,6 +67,8 @@ def train_stage(stage: Stage, check: Check | None = None) -> Outcome:
     try:
         with Watchdog(world, folder, limit) as watch:
             passes(stage, world.size, gpu=world.device.type == "cuda")
+            if world.device.type == "cpu":
+                keep_freed()
             if check is not None:
                 preflight.run(stage, check, folder / "logs", world, speaker(world))
             with building(stage, world, stop, watch) as run:
