@@ -141,6 +141,11 @@ def in_bf16(stage: Stage, gpu: bool) -> bool:
     return gpu if stage.engine.precision == "auto" else stage.engine.precision == "bf16"
 
 
+def bucket_of(stage: Stage, elements: int) -> int:
+    """Elements of a bucket: no more than there are trained ones, as DeepSpeed allots it anew at every step."""
+    return min(stage.engine.bucket_elements, elements + elements % 2)
+
+
 def passes(stage: Stage, processes: int, gpu: bool) -> int:
     """Forward passes per optimizer step and process, all of whose gradients are added up in fp32.
 

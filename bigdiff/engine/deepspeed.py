@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from bigdiff.config.engine_rules import passes
+from bigdiff.config.engine_rules import bucket_of, passes
 from bigdiff.config.schema import Stage, accumulation
 from bigdiff.engine import optim
 from bigdiff.engine.collectives import Collectives
@@ -35,14 +35,14 @@ class Stepped:
     norm: torch.Tensor
 
 
-def configuration(stage: Stage, world_size: int, half: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration of `stage`.
+def configuration(stage: Stage, world_size: int, half: bool, elements: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of `stage`, for so many trained elements.
 
     fp32 accumulation switches ZeRO-1 to another optimizer class with a full gradient buffer, so it is asked for at
     stages 2 and 3 alone. `overlap_comm` and buckets below the library's 5e8 let reduction run beside the backward pass.
     Non-finite gradients are left to optim.Guarded, which saves an all-reduce per step in bf16.
     """
-    zero_stage = stage.engine.zero_stage
+    zero_stage, bucket = stage.engine.zero_stage, bucket_of(stage, elements)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": stage.batch.micro,
         "gradient_accumulation_steps": accumulation(stage, world_size),
@@ -53,8 +53,8 @@ def configuration(stage: Stage, world_size: int, half: bool) -> dict[str, Any]:
             "stage": zero_stage,
             "overlap_comm": True,
             "contiguous_gradients": True,
-            "reduce_bucket_size": stage.engine.bucket_elements,
-            "allgather_bucket_size": stage.engine.bucket_elements,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
@@ -77,8 +77,8 @@ class Engine:
         self.accumulation = passes(stage, world.size, gpu=world.device.type == "cuda")
         if self.half and world.device.type == "cpu":
             sum_in_fp32(module)
-        config = configuration(stage, world.size, self.half)
         layout = dense((name, parameter.shape) for name, parameter in trained.items())  # stage 3 empties the shapes
+        config = configuration(stage, world.size, self.half, sum(one.size for one in layout))
         apart = set_apart(module, trained.values()) if stage.engine.zero_stage == 3 else []
         moved(apart, world.device, torch.bfloat16 if self.half else torch.float32)
         self._adam = optim.build(list(trained.values()), stage.optim)

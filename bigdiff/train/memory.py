@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bigdiff.config.engine_rules import passes
+from bigdiff.config.engine_rules import bucket_of, passes
 from bigdiff.config.schema import Stage
 from bigdiff.models.activations import Activations
 from bigdiff.models.ema import profiles
@@ -67,7 +67,7 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
     ]
     if zero_stage == 3:
         small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
-        bucket = width * stage.engine.bucket_elements
+        bucket = width * bucket_of(stage, total)
         parts += [("small weights, whole", width * small), ("gradients", 4 * own), ("bucket", bucket)]
     return tuple(Part(name=name, span="always", bytes=size) for name, size in parts if size)
 
@@ -82,7 +82,7 @@ def transient(
     """
     width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
     own, done = own_elements(zero_stage, weights, ranks), passes(stage, ranks, gpu)
-    bucket = stage.engine.bucket_elements
+    bucket = bucket_of(stage, total)
     parts: list[tuple[str, Span, int]] = [("activations", "pass", stage.batch.micro * activations.peak)]
     if zero_stage == 0:
         # in bf16 fp32 copies for Adam; in fp32 the flat bucket of the reduction

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigdiff.config.engine_rules import in_bf16, passes
+from bigdiff.config.engine_rules import bucket_of, in_bf16, passes
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
@@ -138,3 +138,8 @@ def test_graphs_that_would_overwrite_what_is_added_up_are_refused(tmp_path: Path
                 UsageError, match=f"zero_stage={zero_stage} keeps the gradients .* 2 passes .*engine.zero_stage=2"
             ):
                 passes(stage, 2, gpu=False)
+
+
+def test_a_bucket_is_even_and_holds_no_more_than_there_is() -> None:
+    stage = load_stage("512px", ["engine.bucket_elements=1000"])
+    assert [bucket_of(stage, elements) for elements in (77, 78, 999, 1000, 10**9)] == [78, 78, 1000, 1000, 1000]

@@ -277,8 +277,8 @@ CONFIGURATION = engine_module.configuration
 def grouped(size: int) -> Callable[..., dict[str, Any]]:
     """DeepSpeed's configuration with other ZeRO-3 sub-groups; networks of billions have several of the default size."""
 
-    def configuration(stage: Stage, world_size: int, half: bool) -> dict[str, Any]:
-        config = CONFIGURATION(stage, world_size, half)
+    def configuration(stage: Stage, world_size: int, half: bool, elements: int) -> dict[str, Any]:
+        config = CONFIGURATION(stage, world_size, half, elements)
         config["zero_optimization"]["sub_group_size"] = size
         return config
 

@@ -52,11 +52,14 @@ def test_bf16_over_fp32_masters_is_the_same_at_all_stages_and_near_fp32(course: 
 
 
 def test_configuration_by_stage(stage_file: Path) -> None:
-    one = deepspeed.configuration(load_stage(str(stage_file)), 4, half=True)
+    one = deepspeed.configuration(load_stage(str(stage_file)), 4, half=True, elements=77)
     assert one["gradient_accumulation_steps"] == 1
     assert one["zero_optimization"]["stage"] == 1
+    assert one["zero_optimization"]["reduce_bucket_size"] == 78  # even, and no more than there are
     assert "data_types" not in one  # would switch to the optimizer class with a full gradient buffer
     for stage in (2, 3):
-        more = deepspeed.configuration(load_stage(str(stage_file), [f"engine.zero_stage={stage}"]), 2, half=True)
+        more = deepspeed.configuration(
+            load_stage(str(stage_file), [f"engine.zero_stage={stage}"]), 2, half=True, elements=77
+        )
         assert more["gradient_accumulation_steps"] == 2
         assert more["data_types"] == {"grad_accum_dtype": "fp32"}

@@ -92,8 +92,8 @@ def observe(stage: Stage, world: World) -> dict[str, Any]:
 
 
 def reusing(distance: int) -> Callable[..., dict[str, Any]]:
-    def configuration(stage: Stage, world_size: int, half: bool) -> dict[str, Any]:
-        config = CONFIGURATION(stage, world_size, half)
+    def configuration(stage: Stage, world_size: int, half: bool, elements: int) -> dict[str, Any]:
+        config = CONFIGURATION(stage, world_size, half, elements)
         config["zero_optimization"] |= {"stage3_max_reuse_distance": distance, "stage3_prefetch_bucket_size": 0}
         return config
 
