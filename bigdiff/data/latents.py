@@ -101,7 +101,8 @@ class LatentSet(ShardSet):
         """A sample's key, for messages; reads the index again, so not for the hot path."""
         of = self.manifest.shards[shard]
         index = self.storage.read(of.name + self.manifest.index, of.index_sha256)
-        key: str = pq.read_table(pa.BufferReader(index), columns=["key"])["key"][row].as_py()
+        found = pq.ParquetFile(pa.BufferReader(index)).read(columns=["key"], use_threads=False)  # as in data.shards
+        key: str = found["key"][row].as_py()
         return key
 
 

@@ -65,7 +65,8 @@ def _index(one: ShardSet, shard: int) -> pa.Table:
     file = pq.ParquetFile(
         pa.BufferReader(one.storage.read(one.manifest.shards[shard].name + one.manifest.index)),
     )
-    return file.read(columns=[name for name in ("key", "url") if name in file.schema_arrow.names])
+    known = file.schema_arrow.names
+    return file.read(columns=[name for name in ("key", "url") if name in known], use_threads=False)  # as in data.shards
 
 
 def _text(index: pa.Table, column: str, row: int) -> str:

@@ -238,7 +238,9 @@ class Shards:
             named = ("key", "url", "sha256") if self.tombstones.entries else ()
             asked = [column for column in named if column in known]
             missing = [column for column in places if column not in known]
-            table = None if missing else file.read(columns=list(dict.fromkeys([*places, *asked])))
+            wanted = list(dict.fromkeys([*places, *asked]))
+            # a thread of Arrow's may be the last to let go of `content`; at the interpreter's end that aborts it
+            table = None if missing else file.read(columns=wanted, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise Corrupt(f"its index {name} is not readable ({error})") from error
         if table is None:
