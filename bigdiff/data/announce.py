@@ -19,7 +19,7 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from bigdiff.config.errors import RunError, UsageError
-from bigdiff.data.course import Course, Picks
+from bigdiff.data.course import Course, Picks, joined
 from bigdiff.data.spans import Spans, ask, cached
 
 PROBES: Final = 16  # samples of some steps: if the page cache has all of them, the steps are taken to be there
@@ -123,7 +123,7 @@ class Announcer:
                 break
             found.append(picks)
         if found:
-            with self.reader.spans(_joined(found)) as spans:
+            with self.reader.spans(joined(found)) as spans:
                 self._rate = max(self._rate, spans.bytes / len(found))
                 self._asked.append((step + len(found), float(spans.bytes)))
                 for begin in range(0, len(spans), TOGETHER):
@@ -139,18 +139,9 @@ class Announcer:
         some = [self.course.locate(number, at, at + 1) for number, at in zip(steps, offsets, strict=True)]
         if not _shards(some) <= known:
             return False
-        with self.reader.spans(_joined(some)) as spans:
+        with self.reader.spans(joined(some)) as spans:
             return cached(spans)
 
 
 def _shards(some: Sequence[Picks]) -> Wish:
     return frozenset(pair for picks in some for pair in zip(picks.sources.tolist(), picks.shards.tolist(), strict=True))
-
-
-def _joined(some: Sequence[Picks]) -> Picks:
-    return Picks(
-        bucket=some[0].bucket,
-        sources=np.concatenate([picks.sources for picks in some]),
-        shards=np.concatenate([picks.shards for picks in some]),
-        rows=np.concatenate([picks.rows for picks in some]),
-    )

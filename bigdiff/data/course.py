@@ -9,7 +9,7 @@ import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
@@ -33,6 +33,16 @@ class Picks:
     sources: Ints
     shards: Ints
     rows: Ints
+
+
+def joined(parts: Sequence[Picks]) -> Picks:
+    """Several of one bucket, one behind the other."""
+    return Picks(
+        bucket=parts[0].bucket,
+        sources=np.concatenate([part.sources for part in parts]),
+        shards=np.concatenate([part.shards for part in parts]),
+        rows=np.concatenate([part.rows for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

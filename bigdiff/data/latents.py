@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from bigdiff.config.errors import UsageError
@@ -19,7 +17,7 @@ from bigdiff.data.damage import Consumed, Tombstones
 from bigdiff.data.member import Form, Layout, layout
 from bigdiff.data.preads import preads
 from bigdiff.data.sets import ShardSet, Sources
-from bigdiff.data.shards import Columns, unusable
+from bigdiff.data.shards import Columns, index_table, unusable
 from bigdiff.data.storage import Cache
 from bigdiff.data.stream import Bad
 
@@ -101,8 +99,7 @@ class LatentSet(ShardSet):
         """A sample's key, for messages; reads the index again, so not for the hot path."""
         of = self.manifest.shards[shard]
         index = self.storage.read(of.name + self.manifest.index, of.index_sha256)
-        found = pq.ParquetFile(pa.BufferReader(index)).read(columns=["key"], use_threads=False)  # as in data.shards
-        key: str = found["key"][row].as_py()
+        key: str = index_table(index, ["key"])["key"][row].as_py()
         return key
 
 

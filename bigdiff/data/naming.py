@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Consumed
 from bigdiff.data.recount import Sample
 from bigdiff.data.sets import ShardSet
+from bigdiff.data.shards import index_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +62,7 @@ def named(
 
 
 def _index(one: ShardSet, shard: int) -> pa.Table:
-    file = pq.ParquetFile(
-        pa.BufferReader(one.storage.read(one.manifest.shards[shard].name + one.manifest.index)),
-    )
-    known = file.schema_arrow.names
-    return file.read(columns=[name for name in ("key", "url") if name in known], use_threads=False)  # as in data.shards
+    return index_table(one.storage.read(one.manifest.shards[shard].name + one.manifest.index), ["key", "url"])
 
 
 def _text(index: pa.Table, column: str, row: int) -> str:

@@ -233,17 +233,11 @@ class Shards:
         content = self.storage.read(name, shard.index_sha256)
         places = [*self.columns.names, *self.columns.texts]
         try:
-            file = pq.ParquetFile(pa.BufferReader(content))
-            known = file.schema_arrow.names
-            named = ("key", "url", "sha256") if self.tombstones.entries else ()
-            asked = [column for column in named if column in known]
-            missing = [column for column in places if column not in known]
-            wanted = list(dict.fromkeys([*places, *asked]))
-            # a thread of Arrow's may be the last to let go of `content`; at the interpreter's end that aborts it
-            table = None if missing else file.read(columns=wanted, use_threads=False)
+            table = index_table(content, [*places, *(("key", "url", "sha256") if self.tombstones.entries else ())])
         except (pa.ArrowException, OSError) as error:
             raise Corrupt(f"its index {name} is not readable ({error})") from error
-        if table is None:
+        missing = [column for column in places if column not in table.column_names]
+        if missing:
             raise UsageError(
                 f"{self.storage.location}/{name} has no column {missing[0]!r}: the set was made by an older version or "
                 f"holds other members; make it again, or index it with python -m bigdiff.data.index"
@@ -251,6 +245,16 @@ class Shards:
         if table.num_rows != shard.samples:
             raise Corrupt(f"its index {name} has {table.num_rows} rows, the manifest says {shard.samples}")
         return table
+
+
+def index_table(content: bytes, columns: Sequence[str]) -> pa.Table:
+    """Those of the columns that the parquet `content` has.
+
+    By this thread alone: one of Arrow's may be the last to let go of `content`, which at the interpreter's end aborts.
+    """
+    file = pq.ParquetFile(pa.BufferReader(content))
+    known = file.schema_arrow.names
+    return file.read(columns=[name for name in dict.fromkeys(columns) if name in known], use_threads=False)
 
 
 def broken(rows: int, damage: str) -> Opened:

@@ -17,7 +17,7 @@ import xxhash
 
 from bigdiff.config.errors import LastingError, UsageError
 from bigdiff.data.announce import Announcer
-from bigdiff.data.course import Course, Picks
+from bigdiff.data.course import Course, Picks, joined
 from bigdiff.data.damage import ATTEMPTS, TOMBSTONE, Consumed, Quarantine, Substitution
 from bigdiff.data.order import Ints
 from bigdiff.data.spans import Spans
@@ -289,7 +289,7 @@ class _Work(Generic[Held, Made]):
         pieces = [task.result()[number] for task, number in step.pieces]
         waited = time.perf_counter() - began
         substituted = [lost for piece in pieces for lost in piece.substituted]
-        picks = _joined([piece.picks for piece in pieces]) if substituted else step.picks
+        picks = joined([piece.picks for piece in pieces]) if substituted else step.picks
         part, made = self.part, []
         for start in part.starts:
             some = _cut(picks, start - part.begin, part.micro)
@@ -313,12 +313,3 @@ def digest(sources: Ints, shards: Ints, rows: Ints) -> int:
 def _cut(picks: Picks, begin: int, count: int) -> Picks:
     part = slice(begin, begin + count)
     return Picks(bucket=picks.bucket, sources=picks.sources[part], shards=picks.shards[part], rows=picks.rows[part])
-
-
-def _joined(parts: Sequence[Picks]) -> Picks:
-    return Picks(
-        bucket=parts[0].bucket,
-        sources=np.concatenate([part.sources for part in parts]),
-        shards=np.concatenate([part.shards for part in parts]),
-        rows=np.concatenate([part.rows for part in parts]),
-    )

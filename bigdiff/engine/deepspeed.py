@@ -21,6 +21,7 @@ from bigdiff.engine.partition import Partition, Placed, dense, named
 from bigdiff.engine.precision import bf16, sum_in_fp32
 from bigdiff.engine.replicated import ReplicatedBf16, ReplicatedFp32
 from bigdiff.engine.scattered import Scattered
+from bigdiff.engine.waits import replaced
 from bigdiff.engine.zero import Zero, put_masters
 from bigdiff.runtime.world import World
 
@@ -129,11 +130,8 @@ class Engine:
 
     def discard(self) -> None:
         """Let go of a step's gradients after its last backward pass; weights, moments and Adam's count stay."""
-        norm, self._adam.norm = self._adam.norm, lambda: math.inf
-        try:
+        with replaced(self._adam, "norm", lambda: math.inf):
             self._engine.step()
-        finally:
-            self._adam.norm = norm
 
     def communication(self) -> float:
         """Seconds in collectives since this was asked last, 0 the first time."""

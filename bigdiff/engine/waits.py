@@ -8,6 +8,8 @@
   from the start on: for the 684 of SD 1.x's UNet 4.6 ms of a CPU core, in which nothing is queued.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from deepspeed.accelerator import get_accelerator
@@ -28,20 +30,25 @@ def end_of_pass(zero: DeepSpeedZeroOptimizer) -> None:
     if not get_accelerator().resolves_data_dependency():  # a CPU does
         get_accelerator().current_stream().wait_stream(zero.reduction_stream)
     # the rest, with nothing left to reduce, asks this alone whether the host has to wait
-    overlaps, zero.overlap_comm = zero.overlap_comm, False
-    try:
+    with replaced(zero, "overlap_comm", False):
         DeepSpeedZeroOptimizer.independent_gradient_partition_epilogue(zero)
-    finally:
-        zero.overlap_comm = overlaps
 
 
 def step(zero: DeepSpeedZeroOptimizer) -> None:
     """The optimizer step, whatever the norm is."""
-    asks, stage_1_and_2.is_invalid_grad_norm = stage_1_and_2.is_invalid_grad_norm, _unasked
-    try:
+    with replaced(stage_1_and_2, "is_invalid_grad_norm", _unasked):
         DeepSpeedZeroOptimizer.step(zero)
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """`owner.name` is `value` until the block ends."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
     finally:
-        stage_1_and_2.is_invalid_grad_norm = asks
+        setattr(owner, name, before)
 
 
 def _unasked(norm: object) -> bool:

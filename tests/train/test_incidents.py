@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from steps import optimizer_step
+from steps import optimizer_step, vectors
 
 from bigdiff.checkpoint.state import TrainState, Window
 from bigdiff.config.errors import LastingError, RunError
@@ -43,12 +43,6 @@ def trained(run: Run, steps: int) -> None:
     for _ in range(steps):
         batches, done = stepped(run, {})
         loop.settle(run, batches, done, incidents.judge(run, float(done.loss), float(done.stepped.norm)))
-
-
-def vectors(run: Run) -> list[torch.Tensor]:
-    """All that an update moves, copied."""
-    parts = [*run.engine.partition.masters, *(one for pair in run.engine.moments().values() for one in pair)]
-    return [one.clone() for one in (*parts, *(one for pair in run.ema.tensors.values() for one in pair))]
 
 
 def key(run: Run, position: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import vectors
 
 from bigdiff.checkpoint import layout, reader
 from bigdiff.config.load import load_stage
@@ -78,11 +79,10 @@ def trained(run: Run, spoiled: dict[int, float]) -> tuple[list[torch.Tensor], li
 
             patch.setattr(loop, name, noted)
         assert loop.train(run).finished
-    parts = [*run.engine.partition.masters, *(one for pair in run.engine.moments().values() for one in pair)]
-    return [one.clone() for one in (*parts, *(one for pair in run.ema.tensors.values() for one in pair))], told
+    return vectors(run), told
 
 
-def test_agreeing_a_step_later_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+def test_agreeing_a_step_later_changes_nothing(make_run: MakeRun) -> None:
     """Steps that are kept, left out and taken back: as when every step is looked at, bit for bit."""
     spoiled = {8 * 8 + 3: math.nan, 8 * 26 + 1: math.inf, 8 * 33 + 5: 1e5, 8 * 47: 1e5, 8 * 48: math.nan}
     settings = ["steps=53", "checkpoint.every=15", "recovery.window=20", "recovery.budget=0.5", "recovery.spike=6"]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps import optimizer_step
+from steps import optimizer_step, vectors
 
 from bigdiff.checkpoint import layout
 from bigdiff.train import loop, resuming
@@ -24,12 +24,6 @@ def trained(run: Run, steps: int) -> list[float]:
         loop.save(run)
     run.checkpoints.wait(run.world)
     return losses
-
-
-def vectors(run: Run) -> list[torch.Tensor]:
-    moments = [one for parts in run.engine.moments().values() for one in parts]
-    averages = [one for parts in run.ema.tensors.values() for one in parts]
-    return [one.clone() for one in (*run.engine.partition.masters, *moments, *averages)]
 
 
 def test_before_the_first_checkpoint_there_is_nothing(make_run: MakeRun) -> None:
