@@ -21,6 +21,11 @@ def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
             engine.zero_stage == 0 and engine.bucket_elements != Engine().bucket_elements,
             "engine.bucket_elements has no effect with engine.zero_stage=0",
         ),
+        (
+            engine.sharding == "overlapped" and engine.zero_stage not in (1, 2),
+            f"engine.sharding=overlapped is for engine.zero_stage=1 and 2, not for {engine.zero_stage}: take one of "
+            f"them, which are then the same, or engine.sharding=deepspeed",
+        ),
         *_checkpointing_rules(stage),
         (engine.timeout_seconds <= 0, f"engine.timeout_seconds={engine.timeout_seconds} must be positive"),
         (stage.optim.grad_clip < 0, f"optim.grad_clip={stage.optim.grad_clip} must not be negative; 0 is no clipping"),
@@ -150,10 +155,13 @@ def passes(stage: Stage, processes: int, gpu: bool) -> int:
     """Forward passes per optimizer step and process, all of whose gradients are added up in fp32.
 
     Raises:
-        UsageError: when the batch does not divide over the processes, or stage 0 or 1 would add up in bf16: each sum
-            loses what is below 1/256 of it, and with many passes it ceases to grow. Or CUDA graphs would overwrite it.
+        UsageError: when the batch does not divide over the processes, or DeepSpeed's stage 0 or 1 would add up in bf16:
+            each sum loses what is below 1/256 of it, and with many passes it ceases to grow. Or CUDA graphs would
+            overwrite it.
     """
     steps = accumulation(stage, processes)
+    if stage.engine.sharding == "overlapped":
+        return steps
     if steps > 1 and stage.engine.zero_stage < 2 and in_bf16(stage, gpu):
         raise UsageError(
             f"stage {stage.name}: engine.zero_stage={stage.engine.zero_stage} would add up the gradients of {steps} "

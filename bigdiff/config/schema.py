@@ -210,6 +210,10 @@ class Engine:
     """DeepSpeed and the numbers' format."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1  # what of the training state is sharded: nothing, optimizer, gradients, weights
+    # who shards: DeepSpeed, or at stages 1 and 2, which are then the same, overlapped, of our own: gradients go to
+    # their rank alone, beside every backward pass, and are added up in fp32; new weights come beside the next forward
+    # pass. The numbers are DeepSpeed's but for rounding, and each resumes the other's checkpoints. No GPU has run it
+    sharding: Literal["deepspeed", "overlapped"] = "deepspeed"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
     # which of the UNet's blocks the backward pass computes again: true, false, auto (so few that the rest fits into the

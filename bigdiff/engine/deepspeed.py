@@ -1,4 +1,4 @@
-"""ZeRO through DeepSpeed: configuration, one step, and this rank's share of weights and optimizer state."""
+"""ZeRO, by DeepSpeed or ours: configuration, one step, and this rank's share of weights and optimizer state."""
 
 import logging
 import math
@@ -21,8 +21,10 @@ from bigdiff.engine.partition import Partition, Placed, dense, named
 from bigdiff.engine.precision import bf16, sum_in_fp32
 from bigdiff.engine.replicated import ReplicatedBf16, ReplicatedFp32
 from bigdiff.engine.scattered import Scattered
+from bigdiff.engine.sharded import Sharded
 from bigdiff.engine.waits import replaced
 from bigdiff.engine.zero import Zero, put_masters
+from bigdiff.runtime.clock import Clock
 from bigdiff.runtime.world import World
 
 
@@ -68,7 +70,7 @@ def configuration(stage: Stage, world_size: int, half: bool, elements: int) -> d
 
 
 class Engine:
-    """A module under ZeRO 0 to 3: loss in, step out."""
+    """A module under ZeRO 0 to 3: loss in, step out. DeepSpeed's engine, or ours where `engine.sharding` says so."""
 
     def __init__(self, module: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, world: World) -> None:
         quiet()
@@ -79,21 +81,49 @@ class Engine:
         if self.half and world.device.type == "cpu":
             sum_in_fp32(module)
         layout = dense((name, parameter.shape) for name, parameter in trained.items())  # stage 3 empties the shapes
-        config = configuration(stage, world.size, self.half, sum(one.size for one in layout))
-        apart = set_apart(module, trained.values()) if stage.engine.zero_stage == 3 else []
-        moved(apart, world.device, torch.bfloat16 if self.half else torch.float32)
         self._adam = optim.build(list(trained.values()), stage.optim)
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=self._adam, config=config, dist_init_required=False
-        )
+        begin = self._ours if stage.engine.sharding == "overlapped" else self._theirs
+        self._engine, self._zero, self._clock = begin(module, trained, layout, stage, world)
         self.module: nn.Module = self._engine.module
-        self._collectives = Collectives(world.device)
-        self._zero = self._behind(stage, layout, trained, world.rank)
         self._adam.norm = self._zero.norm
         self.partition: Partition = self._zero.partition  # for the EMA and the checkpoint
 
-    def _behind(self, stage: Stage, layout: tuple[Placed, ...], trained: dict[str, nn.Parameter], rank: int) -> Zero:
-        wrapped = self._engine.optimizer
+    def _ours(
+        self,
+        module: nn.Module,
+        trained: dict[str, nn.Parameter],
+        layout: tuple[Placed, ...],
+        stage: Stage,
+        world: World,
+    ) -> tuple[Any, Zero, Collectives | Clock]:
+        ours = Sharded(module, trained, layout, self._adam, stage, world)
+        return ours, ours, ours.clock
+
+    def _theirs(
+        self,
+        module: nn.Module,
+        trained: dict[str, nn.Parameter],
+        layout: tuple[Placed, ...],
+        stage: Stage,
+        world: World,
+    ) -> tuple[Any, Zero, Collectives | Clock]:
+        config = configuration(stage, world.size, self.half, sum(one.size for one in layout))
+        apart = set_apart(module, trained.values()) if stage.engine.zero_stage == 3 else []
+        moved(apart, world.device, torch.bfloat16 if self.half else torch.float32)
+        engine, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=self._adam, config=config, dist_init_required=False
+        )
+        zero = self._behind(engine.optimizer, stage, layout, trained, world.rank)
+        return engine, zero, Collectives(world.device)
+
+    def _behind(
+        self,
+        wrapped: Any,  # noqa: ANN401 (one of DeepSpeed's)
+        stage: Stage,
+        layout: tuple[Placed, ...],
+        trained: dict[str, nn.Parameter],
+        rank: int,
+    ) -> Zero:
         if stage.engine.zero_stage == 3:
             return Scattered(wrapped, layout, trained, rank)
         if stage.engine.zero_stage > 0:
@@ -133,9 +163,14 @@ class Engine:
         with replaced(self._adam, "norm", lambda: math.inf):
             self._engine.step()
 
+    def settle(self) -> None:
+        """Wait until the module's weights may be read, but by its forward pass, which waits by itself."""
+        if isinstance(self._engine, Sharded):
+            self._engine.settle()
+
     def communication(self) -> float:
         """Seconds in collectives since this was asked last, 0 the first time."""
-        return self._collectives.take()
+        return self._clock.take()
 
     def moments(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """AdamW's `exp_avg` and `exp_avg_sq` of what this rank owns, live; zeros before the first step."""

@@ -5,7 +5,7 @@ weight each, while a GPU has nothing else to do; and its clipping reads whether 
 is taken of all gradients at once, and one that is not finite is left to the guard of bigdiff.engine.optim.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -20,30 +20,38 @@ def take_over(zero: DeepSpeedZeroOptimizer) -> None:
     zero.unscale_and_clip_grads = partial(clip, zero)
 
 
-@torch.no_grad()
 def norm(zero: DeepSpeedZeroOptimizer, gradients: Iterable[Tensor], parameters: Iterable[Tensor]) -> Tensor:
     """The L2 norm fp32 [] over all ranks, of whose gradients these are this one's; as it comes, finite or not.
 
     What lies behind the parameters' own is padding.
     """
     own = [one for one in gradients if not getattr(one, "_zero_padding", False)]
-    own = [one for one, _ in zip(own, parameters, strict=False)]
-    if own:
-        # a GPU sums a tensor by blocks, in which fp32 loses nothing that counts; a CPU from end to end
-        kind = torch.float64 if own[0].device.type == "cpu" else torch.float32
-        total = torch.stack(torch._foreach_norm(own, 2, dtype=kind)).square().sum().float()
-    else:
-        total = torch.zeros((), device=zero.device)
+    total = squared([one for one, _ in zip(own, parameters, strict=False)], zero.device)
     comm.all_reduce(total, group=zero.dp_process_group)
     return total.sqrt()
 
 
-@torch.no_grad()
 def clip(zero: DeepSpeedZeroOptimizer, gradients: Iterable[Tensor], total: Tensor) -> None:
-    """Scale them down in place where the norm `total` is more than DeepSpeed's `clip_grad`, unless that is 0."""
+    """`scale` by DeepSpeed's `clip_grad`."""
     assert zero.loss_scale == 1, "fp16 is not offered"
-    if not zero.clip_grad:
+    scale(gradients, total, zero.clip_grad)
+
+
+@torch.no_grad()
+def squared(own: Sequence[Tensor], device: torch.device | str) -> Tensor:
+    """The square fp32 [] of the L2 norm of these together."""
+    if not own:
+        return torch.zeros((), device=device)
+    # a GPU sums a tensor by blocks, in which fp32 loses nothing that counts; a CPU from end to end
+    kind = torch.float64 if own[0].device.type == "cpu" else torch.float32
+    return torch.stack(torch._foreach_norm(list(own), 2, dtype=kind)).square().sum().float()
+
+
+@torch.no_grad()
+def scale(gradients: Iterable[Tensor], total: Tensor, most: float) -> None:
+    """Scale them down in place where the norm `total` is more than `most`, unless that is 0."""
+    if not most:
         return
-    factor = 1.0 / torch.clamp((total + 1e-6) / zero.clip_grad, min=1.0)
+    factor = 1.0 / torch.clamp((total + 1e-6) / most, min=1.0)
     for gradient in gradients:
         gradient.mul_(factor)

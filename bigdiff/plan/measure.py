@@ -228,7 +228,7 @@ def _passes(stage: Stage, world: World, half: bool, seconds: float) -> dict[int,
 
 def _element(stage: Stage, world: World, half: bool, seconds: float) -> float:
     """Seconds of the update for each element: what DeepSpeed, AdamW and the averages do with a rank's share."""
-    count = min(own_elements(stage.engine.zero_stage, _weights(stage), world.size), _SHARE)
+    count = min(own_elements(stage, _weights(stage), world.size), _SHARE)
     weights = torch.zeros(count, device=world.device, dtype=torch.bfloat16 if half else torch.float32)
     gradient, master = torch.ones_like(weights), nn.Parameter(weights.float().clone())
     adam, averages = optim.build([master], stage.optim), Averages([master], stage.ema)

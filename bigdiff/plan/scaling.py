@@ -97,12 +97,12 @@ def predict(stage: Stage, weights: Weights, ranks: int, machine: Machine) -> Ste
     pace, fabric, micro = machine.pace, machine.fabric, stage.batch.micro
     done, one = passes(stage, ranks, machine.gpu), pace.passed(micro)
     found = volumes(stage, weights.sizes, ranks, machine.gpu, machine.half)
-    beside = {"forward": one * (1 - pace.backward), "backward": one * pace.backward}
+    forward, backward = one * (1 - pace.backward), one * pace.backward
     exposed = hidden = 0.0
-    for when, window in beside.items():
+    for when, window, times in (("forward", forward, done), ("backward", backward, done), ("first", forward, 1)):
         during = [volume for volume in found if volume.when == when]
         whole = sum(seconds(volume, ranks, fabric) for volume in during)
-        shown = uncovered(during, whole / done, window, done) * done if pace.overlap else whole
+        shown = uncovered(during, whole / times, window, times) * times if pace.overlap else whole
         exposed, hidden = exposed + shown, hidden + whole - shown
     exposed += sum(seconds(volume, ranks, fabric) for volume in found if volume.when == "step")
     return Step(
@@ -112,7 +112,7 @@ def predict(stage: Stage, weights: Weights, ranks: int, machine: Machine) -> Ste
         compute=done * one,
         exposed=exposed,
         hidden=hidden,
-        update=pace.element * own_elements(stage.engine.zero_stage, weights, ranks),
+        update=pace.element * own_elements(stage, weights, ranks),
         other=pace.step,
         sent=sum(volume.sent(ranks) for volume in found),
     )

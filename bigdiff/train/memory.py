@@ -12,7 +12,7 @@ from bigdiff.config.engine_rules import bucket_of, passes
 from bigdiff.config.schema import Stage
 from bigdiff.models.activations import Activations
 from bigdiff.models.ema import profiles
-from bigdiff.train.volumes import PERSISTENT, PREFETCH, REUSE, refetched, share, shares
+from bigdiff.train.volumes import PERSISTENT, PREFETCH, REUSE, buckets, refetched, share, shares
 
 Span = Literal["always", "pass", "step"]  # between steps, too; in a forward and backward pass; in the optimizer's step
 # Of a device's memory: the CUDA context, NCCL's channels and what the allocator cannot use. Assumed, not measured.
@@ -55,7 +55,7 @@ class Ranks:
 def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part, ...]:
     """What a rank holds between steps."""
     width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
-    own = own_elements(zero_stage, weights, ranks)
+    own = own_elements(stage, weights, ranks)
     masters = 4 * own if zero_stage > 0 or half else 0  # stage 0 in fp32 steps the weights themselves
     averaged = total // ranks if zero_stage == 0 else own
     parts = [
@@ -65,6 +65,10 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
         ("moments", 8 * own),
         ("averages", 4 * len(profiles(stage.ema)) * averaged),
     ]
+    if stage.engine.sharding == "overlapped":
+        whole = width * own * ranks
+        parts[0] = ("weights", whole)
+        parts += [("gradients to be sent", whole), ("gradients", (4 + width) * own)]
     if zero_stage == 3:
         small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
         bucket = width * bucket_of(stage, total)
@@ -81,10 +85,16 @@ def transient(
         UsageError: when the batch does not divide over the ranks.
     """
     width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
-    own, done = own_elements(zero_stage, weights, ranks), passes(stage, ranks, gpu)
+    own, done = own_elements(stage, weights, ranks), passes(stage, ranks, gpu)
     bucket = bucket_of(stage, total)
     parts: list[tuple[str, Span, int]] = [("activations", "pass", stage.batch.micro * activations.peak)]
-    if zero_stage == 0:
+    if stage.engine.sharding == "overlapped":
+        # a bucket's, until its last one comes; the rest of the vector waits where it is sent from
+        parts += [("gradients of a bucket", "pass", width * min(max(bucket, *weights.sizes), total))]
+        if not gpu:
+            parts += [("gloo's copies", "pass", width * total if ranks > 1 else 0)]
+            parts += [("gradients, cast", "pass", 4 * own if half and done > 1 else 0)]
+    elif zero_stage == 0:
         # in bf16 fp32 copies for Adam; in fp32 the flat bucket of the reduction
         parts += [("gradients", span, width * total) for span in ("pass", "step")]
         parts += [("gradients, copied", "step", 4 * total)]
@@ -137,11 +147,13 @@ def largest_micro(stage: Stage, weights: Weights, ranks: int, memory: float, act
     return max(0, int(left // activations.peak))
 
 
-def own_elements(zero_stage: int, weights: Weights, ranks: int) -> int:
+def own_elements(stage: Stage, weights: Weights, ranks: int) -> int:
     """Elements of the optimizer's state on each rank."""
-    if zero_stage == 0:
+    if stage.engine.sharding == "overlapped":
+        return buckets(stage, weights.sizes, ranks).own
+    if stage.engine.zero_stage == 0:
         return weights.total
-    return shares(weights.sizes, ranks) if zero_stage == 3 else share(weights.total, ranks)
+    return shares(weights.sizes, ranks) if stage.engine.zero_stage == 3 else share(weights.total, ranks)
 
 
 def _gradients(stage: Stage, total: int, own: int, half: bool, done: int) -> tuple[int, int]:

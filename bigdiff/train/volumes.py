@@ -1,7 +1,8 @@
 """What the ranks send each other in a step: the collectives of DeepSpeed 0.19.8 at each ZeRO stage, and their bytes.
 
 tests/train/test_volumes.py counts the same calls of the running engine. `reduce_scatter` is DeepSpeed's name at stages
-1 and 2 for an all-reduce of which each rank keeps its part: twice a reduce-scatter's bytes.
+1 and 2 for an all-reduce of which each rank keeps its part: twice a reduce-scatter's bytes. `engine.sharding:
+overlapped` has reduce-scatters, and gathers what the next step's first pass needs beside that.
 """
 
 import math
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bigdiff.config.engine_rules import passes
+from bigdiff.config.engine_rules import bucket_of, passes
 from bigdiff.config.schema import Stage
+from bigdiff.engine.buckets import Buckets, cut
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
-When = Literal["forward", "backward", "step"]  # beside the pass, or after it, when nothing else runs
+# beside each pass, beside the first forward pass of a step, or behind the last one, when nothing else runs
+When = Literal["forward", "backward", "first", "step"]
 # DeepSpeed's defaults, which the engine leaves as they are
 PERSISTENT: Final = 100_000  # stage3_param_persistence_threshold: smaller parameters stay whole on every rank
 REUSE: Final = 1_000_000_000  # stage3_max_reuse_distance: what is needed again within so many elements stays whole
@@ -44,7 +47,9 @@ def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: boo
     """
     width, done = 2 if half else 4, passes(stage, ranks, gpu)
     zero_stage = stage.engine.zero_stage
-    if zero_stage == 0:
+    if stage.engine.sharding == "overlapped":
+        found = _overlapped(buckets(stage, sizes, ranks), width, done)
+    elif zero_stage == 0:
         found = _replicated(sum(sizes), width)
     elif zero_stage == 3:
         found = _scattered(stage, sizes, ranks, width, done)
@@ -53,6 +58,11 @@ def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: boo
     # the loss, a stop and the state of the checkpoints: World.ask
     agreed = Volume(what="agreement on the step", kind="all-reduce", when="step", bytes=4 * 8, calls=1)
     return (*found, agreed)
+
+
+def buckets(stage: Stage, sizes: Sequence[int], ranks: int) -> Buckets:
+    """Those of `engine.sharding: overlapped`, for parameters of these sizes in the engine's order."""
+    return cut(sizes, bucket_of(stage, sum(sizes)), ranks)
 
 
 def share(total: int, ranks: int) -> int:
@@ -81,6 +91,17 @@ def _flat(stage: Stage, total: int, ranks: int, width: int, reductions: int) -> 
         return reduced, norm
     whole = share(total, ranks) * ranks * width
     return reduced, norm, Volume(what="new weights", kind="all-gather", when="step", bytes=whole, calls=1)
+
+
+def _overlapped(found: Buckets, width: int, done: int) -> tuple[Volume, ...]:
+    if found.ranks == 1:
+        return ()
+    calls, whole = len(found.buckets), found.total * width
+    return (
+        Volume(what="gradients", kind="reduce-scatter", when="backward", bytes=whole * done, calls=calls * done),
+        Volume(what="gradient norm", kind="all-reduce", when="step", bytes=4, calls=1),
+        Volume(what="new weights", kind="all-gather", when="first", bytes=whole, calls=calls),
+    )
 
 
 def _scattered(stage: Stage, sizes: Sequence[int], ranks: int, width: int, done: int) -> tuple[Volume, ...]:

@@ -32,6 +32,10 @@ def load(folder: Path, *settings: str) -> Stage:
         (["engine.bucket_elements=0"], "bucket_elements=0 must be positive and even"),
         (["engine.bucket_elements=7"], "bucket_elements=7 must be positive and even"),
         (["engine.zero_stage=0", "engine.bucket_elements=8"], "no effect with engine.zero_stage=0"),
+        (
+            ["engine.zero_stage=3", "engine.sharding=overlapped"],
+            "overlapped is for engine.zero_stage=1 and 2, not for 3",
+        ),
         (["engine.timeout_seconds=0"], "timeout_seconds=0 must be positive"),
         (["optim.grad_clip=-1"], "grad_clip=-1.0 must not be negative"),
         (["speed.compile=blocks", "engine.zero_stage=3"], "speed.compile=blocks needs whole weights"),
@@ -125,6 +129,11 @@ def test_gradients_are_not_added_up_in_bf16(tmp_path: Path, zero_stage: int) -> 
             passes(stage, 2, gpu=True)
     with pytest.raises(UsageError, match="does not divide"):
         passes(stage, 3, gpu=True)
+
+
+def test_our_own_sharding_adds_up_in_fp32_and_keeps_no_graphs_gradients(tmp_path: Path) -> None:
+    stage = load(tmp_path, "engine.sharding=overlapped", "speed={compile: whole, cuda_graphs: true}")
+    assert [passes(stage, ranks, gpu=True) for ranks in (4, 2, 1)] == [1, 2, 4]
 
 
 def test_graphs_that_would_overwrite_what_is_added_up_are_refused(tmp_path: Path) -> None:

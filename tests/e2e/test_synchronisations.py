@@ -25,6 +25,10 @@ CASES = {
     "bf16": (["engine.zero_stage=1", "batch.micro=4", "engine.precision=bf16"], COMMON),
     # two micro-batches
     "accumulating": (["engine.zero_stage=2", "batch.micro=2"], COMMON | {"numpy in kept": 2}),
+    "overlapped": (
+        ["engine.sharding=overlapped", "engine.zero_stage=2", "batch.micro=2"],
+        COMMON | {"numpy in kept": 2},
+    ),
     "replicated": (["engine.zero_stage=0", "batch.micro=4"], COMMON),
 }
 SCRIPT = """

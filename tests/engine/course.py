@@ -174,6 +174,7 @@ class Course:
         states = self.engine._adam.state.values()
         # before the first update there is none
         counts = [torch.tensor(sum(float(state["step"]) for state in states if state))]
+        self.engine.settle()
         with deepspeed.zero.GatheredParameters(list(self.trained.values())) if gathers else nullcontext():
             weights = [weight.detach().clone() for weight in self.engine.module.parameters()]
         return [*self.local().values(), *counts, *weights]
@@ -249,6 +250,7 @@ def own(stage: Stage, world: World, file: Path) -> dict[str, Any]:
     for piece in partition.pieces:
         local[piece.local : piece.local + piece.length] = whole[piece.start : piece.start + piece.length]
     engine.restore(local, {"exp_avg": local + 1, "exp_avg_sq": local + 2}, 9)
+    engine.settle()
     gathers = stage.engine.zero_stage == 3
     with deepspeed.zero.GatheredParameters(list(course.trained.values())) if gathers else nullcontext():
         told["network"] = lists(course.trained)

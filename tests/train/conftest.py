@@ -62,6 +62,11 @@ CASES = [
     f"engine.zero_stage=1 engine.precision=fp32 batch.micro=2 {BUCKETS}",
     *(f"engine.zero_stage={stage} engine.precision=bf16 batch.micro=2 {BUCKETS}" for stage in (2, 3)),
     f"engine.zero_stage=2 engine.precision=bf16 {BUCKETS} ema.decays=[0.9,0.99]",
+    *(
+        f"engine.sharding=overlapped engine.precision={kind} batch.micro={micro} {BUCKETS}"
+        for kind in ("fp32", "bf16")
+        for micro in (4, 2)
+    ),
     *(f"engine.zero_stage=3 engine.precision=fp32 {BUCKETS} reuse={distance}" for distance in (0, 1_000_000, 10**9)),
 ]
 Seen = dict[str, dict[str, Any]]

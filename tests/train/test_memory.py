@@ -60,8 +60,13 @@ def test_each_stage_shards_more_and_stage_0_nothing() -> None:
         for zero in (0, 1, 3)
     ]
     assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
-    assert own_elements(0, SD, 64) == SD.total
-    assert own_elements(1, SD, 64) == pytest.approx(SD.total / 64, rel=1e-6)
+    none, some, ours = (
+        load_stage("512px", [one, "batch.total=256"])
+        for one in ("engine.zero_stage=0", "engine.zero_stage=1", "engine.sharding=overlapped")
+    )
+    assert own_elements(none, SD, 64) == SD.total
+    assert own_elements(some, SD, 64) == pytest.approx(SD.total / 64, rel=1e-6)
+    assert own_elements(ours, SD, 64) == pytest.approx(SD.total / 64, rel=1e-5)
 
 
 def test_the_room_is_what_the_parts_of_a_pass_leave() -> None:
