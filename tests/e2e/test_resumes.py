@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Start = Callable[..., "Ranks"]
 STEPS = 8
+ONE, TWO, OURS = "engine.zero_stage=1", "engine.zero_stage=2", "engine={sharding: overlapped, bucket_elements: 20000}"
 VECTORS = ("raw", "ema", "exp_avg", "exp_avg_sq")
 # SIGKILL of every rank right after step {step}, with the save of step {step} just begun behind its back or committed
 DIE = """
@@ -49,10 +50,10 @@ def ended(ranks: "Ranks") -> str:
     return ranks.texts()[0]
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize("way", [ONE, TWO, OURS])
+def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, way: str) -> None:
     """Saves are asynchronous, at every second step; once the save of step 4 is committed, once it has just begun."""
-    arguments = (f"steps={STEPS}", "checkpoint.every=2", f"engine.zero_stage={zero}")
+    arguments = (f"steps={STEPS}", "checkpoint.every=2", way)
     ended(start(2, *arguments, "name=whole"))
     for name, committed in (("saved", True), ("saving", False)):
         died = start(2, *arguments, f"name={name}", before=DIE.format(step=4, committed=committed))
@@ -64,17 +65,21 @@ def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, zero
             assert torch.equal(held(tmp_path / name, which), held(tmp_path / "whole", which)), which
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_two_ranks_then_one_then_three_train_what_two_do(start: Start, tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize(
+    ("way", "ways"),
+    [(ONE, (ONE, ONE, ONE)), (TWO, (TWO, TWO, TWO)), (OURS, (OURS, OURS, OURS)), (ONE, (OURS, TWO, OURS))],
+)
+def test_two_ranks_then_one_then_three_train_what_two_do(
+    start: Start, tmp_path: Path, way: str, ways: tuple[str, str, str]
+) -> None:
     # a large eps keeps Adam from dividing tiny gradients by their own size, which magnifies rounding a hundredfold
     common = (f"steps={STEPS}", "checkpoint.every=3", "batch.total=12", "batch.micro=2", "optim.eps=1e-4")
     common += ("log.price_per_device_hour=1e6",)  # large enough for seconds
-    arguments = (*common, f"engine.zero_stage={zero}")
-    ended(start(2, *arguments, "name=whole"))
-    for size, step in ((2, 3), (1, 6)):
-        died = start(size, *arguments, "name=resized", before=DIE.format(step=step, committed=True))
+    ended(start(2, *common, way, "name=whole"))
+    for size, step, other in ((2, 3, ways[0]), (1, 6, ways[1])):
+        died = start(size, *common, other, "name=resized", before=DIE.format(step=step, committed=True))
         assert died.ended() and died.codes() == [-signal.SIGKILL] * size, died.texts()
-    assert "from step 6" in ended(start(3, *arguments, "name=resized"))
+    assert "from step 6" in ended(start(3, *common, ways[2], "name=resized"))
     assert losses(tmp_path / "resized") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     for which in VECTORS:
         ours, whole = held(tmp_path / "resized", which), held(tmp_path / "whole", which)

@@ -37,6 +37,10 @@ RUNS = {
     "whole": ["speed.compile=whole", "engine.zero_stage=2"],
     "all": [*ALL, "engine.zero_stage=0", "engine.gradient_checkpointing=true"],
     "scattered": ["speed={channels_last: true, attention: flash}", "engine.zero_stage=3"],
+    # in buckets, of which the blocks of the network wait for their own
+    "overlapped": ["engine={sharding: overlapped, bucket_elements: 20000}"],
+    "overlapped, all": [*ALL, "engine={sharding: overlapped, zero_stage: 2, gradient_checkpointing: true}"],
+    "overlapped, whole": ["speed.compile=whole", "engine={sharding: overlapped, bucket_elements: 20000}"],
 }
 
 
@@ -162,6 +166,7 @@ def test_gradients_in_a_graphs_memory_survive_deepspeed_where_graphs_are_allowed
         "one pass, stage 0": ["batch.micro=8", "engine.zero_stage=0"],
         "one pass, stage 1": ["batch.micro=8"],
         "two passes, stage 2": ["engine.zero_stage=2"],
+        "two passes, overlapped": ["engine.sharding=overlapped"],
         "two passes, stage 1": [],  # refused with speed.cuda_graphs: bigdiff.config.engine_rules.passes
     }
     runs = [run("plain", tmp_path, []), *(run(name, tmp_path, [whole, *with_]) for name, with_ in ways.items())]

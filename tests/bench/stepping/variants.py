@@ -25,14 +25,20 @@ VARIANTS = {
     "blocks, fp8": [*OFF, "speed.compile=blocks", "speed.linear=fp8"],
     "blocks, fp8_wide": [*OFF, "speed.compile=blocks", "speed.linear=fp8_wide"],
     "whole, fp8_wide": [*OFF, "speed.compile=whole", "speed.linear=fp8_wide"],
+    "overlapped": [*OFF, "engine.sharding=overlapped"],
     "checkpointing": [*OFF, "engine.gradient_checkpointing=true"],
     "all, blocks": ["speed={compile: blocks, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
     "all, whole": ["speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
     "all, whole, cudnn": [
         "speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled, attention: cudnn}"
     ],
+    "all, whole, overlapped": [
+        "speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}",
+        "engine.sharding=overlapped",
+    ],
 }
 QUICK = [
     *[SCRIPT, "off", "channels_last", "norm", "transformer", "math", "cudnn", "fp8", "text kept", "checkpointing"],
+    "overlapped",
     "all, blocks",
 ]
