@@ -9,8 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
-#if defined(__x86_64__) && !defined(PLAIN) /* which a test defines */
-#define AVX2
+#if !defined(WIDEST)
+#define WIDEST 512 /* bits of a vector; a test defines less */
+#endif
+#if defined(__x86_64__) && WIDEST >= 256
+#define VECTORS
 #include <immintrin.h>
 #endif
 
@@ -41,8 +44,10 @@ static inline uint64_t word(const uint8_t *from)
     return value;
 }
 
+static const uint8_t *const LAST = SECRET + sizeof SECRET - STRIPE;
+
 /* Adds `count` stripes of 64 bytes to the eight accumulators, each with the secret 8 bytes further on. */
-static void add_plain(uint64_t sums[8], const uint8_t *from, const uint8_t *secret, int count)
+static void add(uint64_t sums[restrict 8], const uint8_t *from, const uint8_t *secret, int64_t count)
 {
     for (; count > 0; count--, from += STRIPE, secret += 8) {
         for (int i = 0; i < 8; i++) {
@@ -53,49 +58,89 @@ static void add_plain(uint64_t sums[8], const uint8_t *from, const uint8_t *secr
     }
 }
 
-#if defined(AVX2)
-__attribute__((target("avx2"))) static void add_avx2(uint64_t sums[8], const uint8_t *from, const uint8_t *secret,
-                                                     int count)
+/* Adds `count` whole blocks, and scrambles the accumulators behind each. */
+static void add_plain(uint64_t sums[restrict 8], const uint8_t *from, int64_t count)
+{
+    for (; count > 0; count--, from += BLOCK) {
+        add(sums, from, SECRET, STRIPES);
+        for (int i = 0; i < 8; i++)
+            sums[i] = (sums[i] ^ (sums[i] >> 47) ^ word(LAST + 8 * i)) * PRIME32_1;
+    }
+}
+
+#if defined(VECTORS)
+__attribute__((target("avx2"))) static __m256i scrambled_avx2(__m256i sums, const uint8_t *secret)
+{
+    const __m256i prime = _mm256_set1_epi64x(PRIME32_1);
+    sums = _mm256_xor_si256(sums, _mm256_srli_epi64(sums, 47));
+    sums = _mm256_xor_si256(sums, _mm256_loadu_si256((const __m256i *)secret));
+    __m256i above = _mm256_mul_epu32(_mm256_srli_epi64(sums, 32), prime);
+    return _mm256_add_epi64(_mm256_mul_epu32(sums, prime), _mm256_slli_epi64(above, 32));
+}
+
+__attribute__((target("avx2"))) static void add_avx2(uint64_t sums[8], const uint8_t *from, int64_t count)
 {
     __m256i *places = (__m256i *)sums;
     __m256i low = _mm256_loadu_si256(places), high = _mm256_loadu_si256(places + 1);
-    for (; count > 0; count--, from += STRIPE, secret += 8) {
-        __m256i first = _mm256_loadu_si256((const __m256i *)from);
-        __m256i second = _mm256_loadu_si256((const __m256i *)(from + 32));
-        __m256i keyed = _mm256_xor_si256(first, _mm256_loadu_si256((const __m256i *)secret));
-        __m256i other = _mm256_xor_si256(second, _mm256_loadu_si256((const __m256i *)(secret + 32)));
-        low = _mm256_add_epi64(low, _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
-        high = _mm256_add_epi64(high, _mm256_mul_epu32(other, _mm256_srli_epi64(other, 32)));
-        low = _mm256_add_epi64(low, _mm256_shuffle_epi32(first, 0x4E)); /* neighbours change places */
-        high = _mm256_add_epi64(high, _mm256_shuffle_epi32(second, 0x4E));
+    for (; count > 0; count--) {
+        for (const uint8_t *secret = SECRET; secret < SECRET + 8 * STRIPES; secret += 8, from += STRIPE) {
+            __m256i first = _mm256_loadu_si256((const __m256i *)from);
+            __m256i second = _mm256_loadu_si256((const __m256i *)(from + 32));
+            __m256i keyed = _mm256_xor_si256(first, _mm256_loadu_si256((const __m256i *)secret));
+            __m256i other = _mm256_xor_si256(second, _mm256_loadu_si256((const __m256i *)(secret + 32)));
+            low = _mm256_add_epi64(low, _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32)));
+            high = _mm256_add_epi64(high, _mm256_mul_epu32(other, _mm256_srli_epi64(other, 32)));
+            low = _mm256_add_epi64(low, _mm256_shuffle_epi32(first, 0x4E)); /* neighbours change places */
+            high = _mm256_add_epi64(high, _mm256_shuffle_epi32(second, 0x4E));
+        }
+        low = scrambled_avx2(low, LAST);
+        high = scrambled_avx2(high, LAST + 32);
     }
     _mm256_storeu_si256(places, low);
     _mm256_storeu_si256(places + 1, high);
 }
+
+__attribute__((target("avx512f"))) static void add_avx512(uint64_t sums[8], const uint8_t *from, int64_t count)
+{
+    const __m512i prime = _mm512_set1_epi64(PRIME32_1), last = _mm512_loadu_si512(LAST);
+    __m512i all = _mm512_loadu_si512(sums);
+    for (; count > 0; count--) {
+        for (const uint8_t *secret = SECRET; secret < SECRET + 8 * STRIPES; secret += 8, from += STRIPE) {
+            __m512i value = _mm512_loadu_si512(from), keyed = _mm512_xor_si512(value, _mm512_loadu_si512(secret));
+            all = _mm512_add_epi64(all, _mm512_mul_epu32(keyed, _mm512_srli_epi64(keyed, 32)));
+            all = _mm512_add_epi64(all, _mm512_shuffle_epi32(value, 0x4E));
+        }
+        all = _mm512_xor_si512(_mm512_xor_si512(all, _mm512_srli_epi64(all, 47)), last);
+        __m512i above = _mm512_mul_epu32(_mm512_srli_epi64(all, 32), prime);
+        all = _mm512_add_epi64(_mm512_mul_epu32(all, prime), _mm512_slli_epi64(above, 32));
+    }
+    _mm512_storeu_si512(sums, all);
+}
 #endif
 
-static void add(uint64_t sums[8], const uint8_t *from, const uint8_t *secret, int count)
+static void add_blocks(uint64_t sums[8], const uint8_t *from, int64_t count)
 {
-#if defined(AVX2)
+#if defined(VECTORS)
+    if (WIDEST >= 512 && __builtin_cpu_supports("avx512f")) {
+        add_avx512(sums, from, count);
+        return;
+    }
     if (__builtin_cpu_supports("avx2")) {
-        add_avx2(sums, from, secret, count);
+        add_avx2(sums, from, count);
         return;
     }
 #endif
-    add_plain(sums, from, secret, count);
+    add_plain(sums, from, count);
 }
 
 static uint64_t xxh3(const uint8_t *from, int64_t length)
 {
     uint64_t sums[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3, PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1};
-    int64_t left = length;
-    for (; left > BLOCK; left -= BLOCK, from += BLOCK) {
-        add(sums, from, SECRET, STRIPES);
-        for (int i = 0; i < 8; i++)
-            sums[i] = (sums[i] ^ (sums[i] >> 47) ^ word(SECRET + sizeof SECRET - STRIPE + 8 * i)) * PRIME32_1;
-    }
-    add(sums, from, SECRET, (int)((left - 1) / STRIPE));
-    add(sums, from + left - STRIPE, SECRET + sizeof SECRET - STRIPE - 7, 1);
+    int64_t blocks = (length - 1) / BLOCK, left = length - blocks * BLOCK;
+    add_blocks(sums, from, blocks);
+    from += blocks * BLOCK;
+    add(sums, from, SECRET, (left - 1) / STRIPE);
+    add(sums, from + left - STRIPE, LAST - 7, 1);
     uint64_t digest = (uint64_t)length * PRIME64_1;
     for (int i = 0; i < 4; i++) {
         unsigned __int128 product = (unsigned __int128)(sums[2 * i] ^ word(SECRET + 11 + 16 * i)) *
@@ -107,27 +152,52 @@ static uint64_t xxh3(const uint8_t *from, int64_t length)
     return digest ^ (digest >> 32);
 }
 
-/* For each of `count` samples: `length` bytes at `offsets[i]` of `descriptors[i]` go to `target + i * length`;
- * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno, and `digests[i]`
- * the XXH3 of a whole sample of more than SHORT bytes, else 0.
- * A negative descriptor is skipped and leaves got[i] = 0. */
-void bigdiff_preads(const int32_t *descriptors, const int64_t *offsets, int64_t count, char *target, int64_t length,
-                    int64_t *got, uint64_t *digests)
+/* An open shard, as preads.py describes it: a descriptor, negative where nothing can be read, and of each of its `rows`
+ * the member's place, its XXH3 and whether it was taken down. */
+struct place {
+    int64_t descriptor, rows;
+    const int64_t *offsets;
+    const uint64_t *checksums;
+    const uint8_t *dead;
+};
+
+static int64_t pread_all(int descriptor, char *target, int64_t length, int64_t offset)
 {
-    for (int64_t i = 0; i < count; i++, target += length) {
-        got[i] = 0;
-        while (descriptors[i] >= 0 && got[i] < length) {
-            ssize_t n = pread(descriptors[i], target + got[i], length - got[i], offsets[i] + got[i]);
-            if (n < 0 && errno == EINTR)
-                continue;
-            if (n < 0)
-                got[i] = -errno;
-            if (n <= 0)
-                break;
-            got[i] += n;
-        }
-        digests[i] = got[i] == length && length > SHORT ? xxh3((const uint8_t *)target, length) : 0;
+    int64_t got = 0;
+    while (got < length) {
+        ssize_t n = pread(descriptor, target + got, length - got, offset + got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        got += n;
     }
+    return got;
+}
+
+/* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * length`;
+ * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno; 0 where there is
+ * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have. Into
+ * `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
+ * looks at here; returns how many these are. */
+int64_t bigdiff_preads(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
+                       int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
+{
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++, target += length) {
+        const struct place *place = places[i];
+        int64_t row = rows[i];
+        int has = row >= 0 && row < place->rows;
+        got[i] = has ? 0 : -EINVAL;
+        expected[i] = has ? place->checksums[row] : 0;
+        if (has && place->descriptor >= 0 && !place->dead[row])
+            got[i] = pread_all((int)place->descriptor, target, length, place->offsets[row]);
+        if (got[i] != length || (length > SHORT && xxh3((const uint8_t *)target, length) != expected[i]))
+            bad[found++] = i;
+    }
+    return found;
 }
 
 /* Asks for `lengths[i]` bytes at `offsets[i]` of `descriptors[i]` to be read into the page cache, and does not wait for

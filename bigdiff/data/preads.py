@@ -1,4 +1,4 @@
-"""Many reads at once, and their checksums: `_preads.c`, called without the interpreter's lock."""
+"""Many members read and checked at once: `_preads.c`, called without the interpreter's lock."""
 
 import ctypes
 
@@ -12,25 +12,46 @@ from bigdiff.runtime.compiled import library
 SHORT = 240  # bytes up to which XXH3 is another function, which `_preads.c` leaves to xxhash
 
 _preads = library("bigdiff.data._preads").bigdiff_preads
-_preads.restype = None
-_preads.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2]
+_preads.restype = ctypes.c_int64
+_preads.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
 
 
-def preads(
-    descriptors: npt.NDArray[np.int32], offsets: Ints, target: npt.NDArray[np.uint8]
-) -> tuple[Ints, npt.NDArray[np.uint64]]:
-    """Fill row i of `target` (uint8 [n, length], C order) from `offsets[i]` of the file `descriptors[i]`.
+class Place(ctypes.Structure):
+    """An open shard for `_preads.c`: the offset (int64) and the checksum (uint64) of each row, and 1 where it is dead.
 
-    Returns int64 [n]: bytes read, fewer than `length` at the end of a file, or minus the error number; and uint64 [n]:
-    XXH3 (64 bits) of each row that was read whole, else 0. A negative descriptor is skipped (0 bytes).
+    A negative descriptor: there is nothing to read. Whoever hands out the address keeps the object.
+    """
+
+    _fields_ = (
+        ("descriptor", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("offsets", ctypes.c_void_p),
+        ("checksums", ctypes.c_void_p),
+        ("dead", ctypes.c_void_p),
+    )
+
+    def __init__(self, descriptor: int, offsets: memoryview, checksums: memoryview, dead: bytes) -> None:
+        assert len(offsets) == len(checksums) == len(dead)
+        assert offsets.c_contiguous and checksums.c_contiguous and offsets.itemsize == checksums.itemsize == 8
+        self._arrays = [np.asarray(one) for one in (offsets, checksums, memoryview(dead))]  # keeps their memory
+        super().__init__(descriptor, len(offsets), *(one.ctypes.data for one in self._arrays))
+
+
+def preads(places: Ints, rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
+    """Fill row i of `target` (uint8 [n, length], C order) with row `rows[i]` of the Place at the address `places[i]`.
+
+    Returns the indexes of the bad ones, ascending, which did not come whole or have not the checksum of the place; and
+    int64 [n]: bytes read, fewer than `length` at the end of a file, 0 where a row was taken down or there is nothing to
+    read, or minus the error number. What a bad row of `target` holds is not said.
     """
     count, length = target.shape
-    got, digests = np.empty(count, np.int64), np.empty(count, np.uint64)
+    got, expected, bad = np.empty(count, np.int64), np.empty(count, np.uint64), np.empty(count, np.int64)
     assert target.dtype == np.uint8 and target.flags.c_contiguous and target.flags.writeable
-    assert descriptors.dtype == np.int32 and offsets.dtype == np.int64
-    assert len(descriptors) == len(offsets) == count and descriptors.flags.c_contiguous and offsets.flags.c_contiguous
-    results = got.ctypes.data, digests.ctypes.data
-    _preads(descriptors.ctypes.data, offsets.ctypes.data, count, target.ctypes.data, length, *results)
-    if length <= SHORT:
-        digests[:] = [xxh3_64_intdigest(row) if read == length else 0 for row, read in zip(target, got, strict=True)]
-    return got, digests
+    assert places.dtype == rows.dtype == np.int64 and places.flags.c_contiguous and rows.flags.c_contiguous
+    assert len(places) == len(rows) == count
+    results = got.ctypes.data, expected.ctypes.data, bad.ctypes.data
+    found = _preads(places.ctypes.data, rows.ctypes.data, count, target.ctypes.data, length, *results)
+    if length > SHORT:
+        return bad[:found], got
+    digests = np.array([xxh3_64_intdigest(row) for row in target], np.uint64)
+    return np.flatnonzero((got != length) | (digests != expected)), got

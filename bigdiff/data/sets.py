@@ -11,6 +11,7 @@ from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Tombstones
 from bigdiff.data.manifest import Manifest
+from bigdiff.data.order import Ints
 from bigdiff.data.origin import remote
 from bigdiff.data.shards import Columns, Opened, Shards
 from bigdiff.data.spans import Spans, joined
@@ -69,6 +70,25 @@ def _content(storage: Storage) -> bytes:
         raise manifest.unfinished(storage.location) from None
 
 
+class Leased:
+    """The shard and the row of each of some samples, and the shards as an array for `preads`."""
+
+    def __init__(self, shards: list[Opened], rows: Ints) -> None:
+        self._shards = shards
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[tuple[Opened, int]]:
+        return zip(self._shards, self.rows.tolist(), strict=True)
+
+    def __getitem__(self, index: int) -> tuple[Opened, int]:
+        return self._shards[index], int(self.rows[index])
+
+    @property
+    def places(self) -> Ints:
+        """int64 [n]: the address of each sample's Opened.place."""
+        return np.array([shard.address for shard in self._shards], np.int64)
+
+
 One = TypeVar("One", bound=ShardSet)
 
 
@@ -94,15 +114,15 @@ class Sources(Generic[One]):
             one.storage.close()
 
     @contextmanager
-    def leased(self, picks: Picks) -> Iterator[list[tuple[Opened, int]]]:
+    def leased(self, picks: Picks) -> Iterator[Leased]:
         """The shard and the row of each picked sample, open until the block ends."""
-        wanted = list(zip(picks.sources.tolist(), picks.shards.tolist(), picks.rows.tolist(), strict=True))
+        sources, shards = picks.sources.tolist(), picks.shards.tolist()
         with ExitStack() as leases:
-            opened = {
-                source: leases.enter_context(self.sets[source].shards.lease({s for of, s, _ in wanted if of == source}))
-                for source in {source for source, _, _ in wanted}
-            }
-            yield [(opened[source][shard], row) for source, shard, row in wanted]
+            opened = {}
+            for source in set(sources):
+                wanted = {shard for of, shard in zip(sources, shards, strict=True) if of == source}
+                opened[source] = leases.enter_context(self.sets[source].shards.lease(wanted))
+            yield Leased([opened[source][shard] for source, shard in zip(sources, shards, strict=True)], picks.rows)
 
     @property
     def on_disk(self) -> bool:

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from ctypes import addressof
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any
@@ -19,6 +20,7 @@ from bigdiff.config.errors import RunError, UsageError
 from bigdiff.data.damage import TOMBSTONE, Tombstones
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.data.order import Ints
+from bigdiff.data.preads import Place
 from bigdiff.data.spans import Spans
 from bigdiff.data.storage import Absent, Corrupt, Storage
 
@@ -39,6 +41,13 @@ class Opened:
     dead: bytes  # [rows], 1 where it was taken down
     damage: str = ""  # of the shard as a whole: then there is no descriptor
     texts: Mapping[str, pa.Array] = field(default_factory=dict)  # Columns.texts, [rows] each
+    place: Place = field(init=False, repr=False)
+    address: int = field(init=False, repr=False)  # of `place`, for `preads`
+
+    def __post_init__(self) -> None:
+        place = Place(self.descriptor, self.offsets, self.checksums, self.dead)
+        object.__setattr__(self, "place", place)
+        object.__setattr__(self, "address", addressof(place))
 
     def spans(self, rows: Ints, size: int) -> Spans:
         """Where the members of these rows lie in a tar of `size` bytes, but for those that cannot be read."""

@@ -3,6 +3,8 @@ import errno
 import os
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,58 +12,91 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from bigdiff.data import preads as module
-from bigdiff.data.preads import SHORT, preads
+from bigdiff.data.preads import SHORT, Place, preads
+
+LENGTH = 700
 
 
-def test_rows_are_what_the_files_hold(tmp_path: Path) -> None:
-    contents = [np.random.default_rng(seed).bytes(5000) for seed in range(3)]
-    descriptors = []
-    for number, content in enumerate(contents):
-        (tmp_path / str(number)).write_bytes(content)
-        descriptors.append(os.open(tmp_path / str(number), os.O_RDONLY))
-    target = np.zeros((6, 700), np.uint8)
-    files, offsets = [0, 2, 1, 2, -1, 0], [0, 4300, 17, 4500, 0, 6000]
-    asked = np.array([descriptors[file] if file >= 0 else -1 for file in files], np.int32)
-    got, digests = preads(asked, np.array(offsets, np.int64), target)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    assert got.tolist() == [700, 700, 700, 500, 0, 0]
-    for row, (file, offset) in enumerate(zip(files, offsets, strict=True)):
-        assert target[row, : got[row]].tobytes() == (contents[file][offset : offset + 700] if file >= 0 else b"")
-        assert digests[row] == (xxh3_64_intdigest(target[row].tobytes()) if got[row] == 700 else 0)
+@contextmanager
+def place(file: Path, offsets: list[int], length: int = LENGTH, dead: bytes | None = None) -> Iterator[Place]:
+    """An open file as a shard: with the checksum of what lies at each offset."""
+    descriptor, content = os.open(file, os.O_RDONLY), file.read_bytes() if file.is_file() else b""
+    digests = [xxh3_64_intdigest(content[offset : offset + length]) for offset in offsets]
+    views = memoryview(np.array(offsets, np.int64)), memoryview(np.array(digests, np.uint64))
+    yield Place(descriptor, *views, dead or bytes(len(offsets)))
+    os.close(descriptor)
+
+
+def read(samples: list[tuple[Place, int]], length: int = LENGTH) -> tuple[list[int], list[int], np.ndarray]:
+    target = np.full((len(samples), length), 255, np.uint8)
+    places = np.array([ctypes.addressof(one) for one, _ in samples], np.int64)
+    bad, got = preads(places, np.array([row for _, row in samples], np.int64), target)
+    return bad.tolist(), got.tolist(), target
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    found = np.random.default_rng(0).bytes(5000)
+    (tmp_path / "file").write_bytes(found)
+    return found
+
+
+@pytest.mark.parametrize("length", [LENGTH, SHORT])
+def test_rows_are_what_the_files_hold(tmp_path: Path, content: bytes, length: int) -> None:
+    other = np.random.default_rng(1).bytes(5000)
+    (tmp_path / "other").write_bytes(other)
+    with place(tmp_path / "file", [0, 17], length) as one, place(tmp_path / "other", [4300, 3], length) as two:
+        bad, got, target = read([(two, 1), (one, 0), (one, 1), (two, 0), (one, 0)], length)
+    assert (bad, got) == ([], [length] * 5)
+    expected = [other[3:], content, content[17:], other[4300:], content]
+    assert [row.tobytes() for row in target] == [begin[:length] for begin in expected]
+
+
+@pytest.mark.parametrize("length", [LENGTH, SHORT])
+def test_what_is_bad_is_named(tmp_path: Path, content: bytes, length: int) -> None:
+    end = len(content) - 10
+    with place(tmp_path / "file", [0, end, 6000, 20], length, dead=bytes([0, 0, 0, 1])) as one:
+        changed = bytearray(content)
+        changed[length - 1] ^= 1
+        (tmp_path / "file").write_bytes(changed)
+        nothing = Place(-1, *(memoryview(np.zeros(1, kind)) for kind in (np.int64, np.uint64)), bytes(1))
+        samples = [(one, 3), (one, 1), (one, 0), (one, 2), (nothing, 0), (one, 4), (one, -1)]
+        bad, got, target = read(samples, length)
+    assert bad == list(range(7))
+    assert got == [0, 10, length, 0, 0, -errno.EINVAL, -errno.EINVAL]
+    assert target[0].tobytes() == b"\xff" * length  # what was taken down is not even read
 
 
 def test_an_error_is_its_number(tmp_path: Path) -> None:
-    folder = os.open(tmp_path, os.O_RDONLY)
-    got, _ = preads(np.array([folder, 10**6], np.int32), np.zeros(2, np.int64), np.zeros((2, 8), np.uint8))
-    os.close(folder)
-    assert got.tolist() == [-errno.EISDIR, -errno.EBADF]
+    none = [memoryview(np.zeros(1, kind)) for kind in (np.int64, np.uint64)]
+    with place(tmp_path, [0]) as folder:
+        assert read([(folder, 0), (Place(10**6, *none, bytes(1)), 0)])[:2] == ([0, 1], [-errno.EISDIR, -errno.EBADF])
 
 
-@pytest.fixture(scope="module", params=["as built", "without AVX2"])
+@pytest.fixture(scope="module", params=["as built", "without AVX-512", "without AVX2"])
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The compiled code, also as processors without AVX2 run it."""
+    """The compiled code, also as processors without wide vectors run it."""
     if request.param == "as built":
         return module.library("bigdiff.data._preads")
-    built = tmp_path_factory.mktemp("plain") / "plain.so"
+    built = tmp_path_factory.mktemp("narrow") / "narrow.so"
     source = Path(module.__file__).with_name("_preads.c")
     compiler = sysconfig.get_config_var("CC").split()[0]
+    widest = "-DWIDEST=256" if request.param == "without AVX-512" else "-DWIDEST=0"
     subprocess.run(
-        [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-DPLAIN", str(source), "-o", str(built)], check=True
+        [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", widest, str(source), "-o", str(built)], check=True
     )
     return ctypes.CDLL(str(built))
 
 
 def test_the_checksum_is_xxh3(library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library.bigdiff_preads.argtypes, library.bigdiff_preads.restype = module._preads.argtypes, None
+    library.bigdiff_preads.argtypes, library.bigdiff_preads.restype = module._preads.argtypes, ctypes.c_int64
     monkeypatch.setattr(module, "_preads", library.bigdiff_preads)
-    content = np.random.default_rng(0).bytes(70_000)
-    (tmp_path / "file").write_bytes(content)
-    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    (tmp_path / "file").write_bytes(np.random.default_rng(0).bytes(70_000))
     # around what XXH3 tells apart: short inputs, stripes of 64 bytes, blocks of 1,024
     lengths = [1, SHORT, SHORT + 1, *range(255, 258), *range(1000, 1100), *range(2047, 2050), 4097, 65_842]
     for length in lengths:
-        got, digests = preads(np.full(3, descriptor, np.int32), np.array([0, 1, 777]), np.zeros((3, length), np.uint8))
-        assert got.tolist() == [length] * 3
-        assert digests.tolist() == [xxh3_64_intdigest(content[begin : begin + length]) for begin in (0, 1, 777)]
-    os.close(descriptor)
+        with place(tmp_path / "file", [0, 1, 777], length) as one:
+            assert read([(one, 0), (one, 1), (one, 2)], length)[:2] == ([], [length] * 3)
+            other = ctypes.c_uint64.from_address(one.checksums + 8)
+            other.value ^= 1 << 63
+            assert read([(one, 0), (one, 1), (one, 2)], length)[0] == [1]
