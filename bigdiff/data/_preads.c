@@ -177,16 +177,16 @@ static int64_t pread_all(int descriptor, char *target, int64_t length, int64_t o
     return got;
 }
 
-/* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * length`;
+/* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * pitch`;
  * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno; 0 where there is
  * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have. Into
  * `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
  * looks at here; returns how many these are. */
 int64_t bigdiff_preads(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
-                       int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
+                       int64_t pitch, int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
 {
     int64_t found = 0;
-    for (int64_t i = 0; i < count; i++, target += length) {
+    for (int64_t i = 0; i < count; i++, target += pitch) {
         const struct place *place = places[i];
         int64_t row = rows[i];
         int has = row >= 0 && row < place->rows;

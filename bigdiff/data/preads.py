@@ -13,7 +13,13 @@ SHORT = 240  # bytes up to which XXH3 is another function, which `_preads.c` lea
 
 _preads = library("bigdiff.data._preads").bigdiff_preads
 _preads.restype = ctypes.c_int64
-_preads.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
+_preads.argtypes = [
+    *[ctypes.c_void_p] * 2,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    *[ctypes.c_int64] * 2,
+    *[ctypes.c_void_p] * 3,
+]
 
 
 class Place(ctypes.Structure):
@@ -38,7 +44,7 @@ class Place(ctypes.Structure):
 
 
 def preads(places: Ints, rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
-    """Fill row i of `target` (uint8 [n, length], C order) with row `rows[i]` of the Place at the address `places[i]`.
+    """Fill row i of `target` (uint8 [n, length], each contiguous) with row `rows[i]` of the Place at address `places[i]`.
 
     Returns the indexes of the bad ones, ascending, which did not come whole or have not the checksum of the place; and
     int64 [n]: bytes read, fewer than `length` at the end of a file, 0 where a row was taken down or there is nothing to
@@ -46,11 +52,11 @@ def preads(places: Ints, rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Int
     """
     count, length = target.shape
     got, expected, bad = np.empty(count, np.int64), np.empty(count, np.uint64), np.empty(count, np.int64)
-    assert target.dtype == np.uint8 and target.flags.c_contiguous and target.flags.writeable
+    assert target.dtype == np.uint8 and target.strides[1] == 1 and target.flags.writeable
     assert places.dtype == rows.dtype == np.int64 and places.flags.c_contiguous and rows.flags.c_contiguous
     assert len(places) == len(rows) == count
-    results = got.ctypes.data, expected.ctypes.data, bad.ctypes.data
-    found = _preads(places.ctypes.data, rows.ctypes.data, count, target.ctypes.data, length, *results)
+    into, results = (target.ctypes.data, target.strides[0], length), (one.ctypes.data for one in (got, expected, bad))
+    found = _preads(places.ctypes.data, rows.ctypes.data, count, *into, *results)
     if length > SHORT:
         return bad[:found], got
     digests = np.array([xxh3_64_intdigest(row) for row in target], np.uint64)
