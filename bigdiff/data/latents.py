@@ -131,23 +131,25 @@ class Buffer:
         self._samples = samples
         pinned = torch.cuda.is_available()
         self._memory = torch.zeros(samples * _pitch(largest), dtype=torch.uint8, pin_memory=pinned)
-        self._views: dict[int, tuple[torch.Tensor, npt.NDArray[np.uint8]]] = {}
-
-    def rows(self, member: int) -> torch.Tensor:
-        """uint8 [samples, bytes from a member of this size to the next], contiguous."""
-        return self._both(member)[0]
+        # torch's views are kept: each costs 1 us, and while one is made other threads may take the interpreter's lock
+        self._targets: dict[int, npt.NDArray[np.uint8]] = {}
+        self._rows: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def target(self, member: int) -> npt.NDArray[np.uint8]:
-        """The same memory as uint8 [samples, member]."""
-        return self._both(member)[1]
-
-    def _both(self, member: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
-        # kept: torch's views cost 1 us each, and while they are made other threads may take the interpreter's lock
-        if member not in self._views:
+        """The memory as uint8 [samples, member], for members of this size."""
+        if member not in self._targets:
             pitch = _pitch(member)
             rows = self._memory[: self._samples * pitch].view(self._samples, pitch)
-            self._views[member] = rows, rows.numpy()[:, :member]
-        return self._views[member]
+            self._targets[member] = rows.numpy()[:, :member]
+        return self._targets[member]
+
+    def rows(self, member: int, row: int, count: int) -> torch.Tensor:
+        """Some rows of it: uint8 [count, bytes from one member to the next], contiguous."""
+        if (member, row, count) not in self._rows:
+            pitch = _pitch(member)
+            rows = self._memory[row * pitch : (row + count) * pitch].view(count, pitch)
+            self._rows[member, row, count] = rows
+        return self._rows[member, row, count]
 
 
 def _pitch(member: int) -> int:
@@ -195,10 +197,10 @@ class LatentReader(Sources[LatentSet]):
         found = self.layouts[picks.bucket]
         end = consumed.position + consumed.samples
         return Batch(
-            raw=held.rows(found.total)[row : row + consumed.samples],
+            raw=held.rows(found.total, row, consumed.samples),
             layout=found,
             bucket=picks.bucket,
-            positions=torch.arange(consumed.position, end, dtype=torch.int64),
+            positions=torch.from_numpy(np.arange(consumed.position, end, dtype=np.int64)),
             consumed=consumed,
             wait_seconds=wait_seconds,
         )

@@ -76,6 +76,7 @@ class Order:
     samples: int = field(init=False)  # per epoch
     _epochs: _Recent = field(init=False, repr=False)
     _windows: tuple[_Recent, ...] = field(init=False, repr=False)  # of each lane
+    _held: dict[int, tuple[_Epoch, _Window]] = field(init=False, repr=False, default_factory=dict)  # last, of each lane
 
     def __post_init__(self) -> None:
         sizes = np.asarray(self.sizes, np.int64)
@@ -189,6 +190,9 @@ class Order:
         return plan, lane, self._window_holding(plan, lane, place), place
 
     def _window_holding(self, plan: _Epoch, lane: int, place: int) -> _Window:
+        kept = self._held.get(lane)  # mostly the same as of the last call
+        if kept is not None and kept[0] is plan and kept[1].begin <= place < kept[1].end:
+            return kept[1]
         # a lane's first and last shard may be shared with its neighbours: each reads its own rows of them
         lane_begin, lane_end = int(plan.lanes[lane]), int(plan.lanes[lane + 1])
         shard = int(np.searchsorted(plan.begins, place, side="right")) - 1
@@ -197,7 +201,9 @@ class Order:
         number = (shard - head) // self.window
         first, last = head + number * self.window, min(head + (number + 1) * self.window, tail)
         begin, end = max(lane_begin, int(plan.begins[first])), min(lane_end, int(plan.begins[last]))
-        return _Window(number, first, last, begin, end)
+        window = _Window(number, first, last, begin, end)
+        self._held[lane] = plan, window
+        return window
 
     def _shuffled(self, epoch: int, lane: int, window: _Window) -> npt.NDArray[np.uint32]:
         where = (lane, epoch, window.number + 1)  # 0 is the permutation of the shards

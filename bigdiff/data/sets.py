@@ -1,6 +1,7 @@
 """Open shard sets, alone and as the sources of one stream: what readers of latents and of images have in common."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
@@ -73,20 +74,22 @@ def _content(storage: Storage) -> bytes:
 class Leased:
     """The shard and the row of each of some samples, and the shards as an array for `preads`."""
 
-    def __init__(self, shards: list[Opened], rows: Ints) -> None:
-        self._shards = shards
-        self.rows = rows
+    def __init__(self, picks: Picks, opened: Mapping[int, Mapping[int, Opened]]) -> None:
+        self._picks = picks
+        self._opened = opened  # by source and shard
 
     def __iter__(self) -> Iterator[tuple[Opened, int]]:
-        return zip(self._shards, self.rows.tolist(), strict=True)
+        return (self[index] for index in range(len(self._picks.rows)))
 
     def __getitem__(self, index: int) -> tuple[Opened, int]:
-        return self._shards[index], int(self.rows[index])
+        picks = self._picks
+        return self._opened[int(picks.sources[index])][int(picks.shards[index])], int(picks.rows[index])
 
     @property
     def places(self) -> Ints:
         """int64 [n]: the address of each sample's Opened.place."""
-        return np.array([shard.address for shard in self._shards], np.int64)
+        where = zip(self._picks.sources.tolist(), self._picks.shards.tolist(), strict=True)
+        return np.array([self._opened[source][shard].address for source, shard in where], np.int64)
 
 
 One = TypeVar("One", bound=ShardSet)
@@ -116,13 +119,15 @@ class Sources(Generic[One]):
     @contextmanager
     def leased(self, picks: Picks) -> Iterator[Leased]:
         """The shard and the row of each picked sample, open until the block ends."""
-        sources, shards = picks.sources.tolist(), picks.shards.tolist()
+        wanted = defaultdict(list)
+        for source, shard in set(zip(picks.sources.tolist(), picks.shards.tolist(), strict=True)):
+            wanted[source].append(shard)
         with ExitStack() as leases:
-            opened = {}
-            for source in set(sources):
-                wanted = {shard for of, shard in zip(sources, shards, strict=True) if of == source}
-                opened[source] = leases.enter_context(self.sets[source].shards.lease(wanted))
-            yield Leased([opened[source][shard] for source, shard in zip(sources, shards, strict=True)], picks.rows)
+            opened = {
+                source: leases.enter_context(self.sets[source].shards.lease(shards))
+                for source, shards in wanted.items()
+            }
+            yield Leased(picks, opened)
 
     @property
     def on_disk(self) -> bool:

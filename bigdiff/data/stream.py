@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -165,9 +166,12 @@ def batches(
                 if not pending:
                     return
                 ring, steps = pending[0]
-                for one in steps:
+                ready: deque[list[Made]] = deque()
+                for number, one in enumerate(steps):
                     disk.reached(one.number)
-                    yield work.finish(one)
+                    if not ready:
+                        ready.extend(work.finish_some(steps[number:]))
+                    yield ready.popleft()
                 rings.append(pending.popleft()[0])
         finally:
             _end(reader, [task for _, steps in pending for one in steps for task, _ in one.pieces])
@@ -283,6 +287,11 @@ class _Work(Generic[Held, Made]):
             f"{ATTEMPTS} others that could take its place: the set is damaged or taken down as a whole; rebuild it"
         )
 
+    def finish_some(self, steps: Sequence[_Step[Held]]) -> list[list[Made]]:
+        """The micro-batches of the first of these steps, and of those behind it that are read: cheaper in one go."""
+        behind = takewhile(lambda step: all(task.done() for task, _ in step.pieces), steps[1:])
+        return [self.finish(steps[0]), *(self.finish(step) for step in behind)]
+
     def finish(self, step: _Step[Held]) -> list[Made]:
         """The micro-batches of a step, once all of it is read."""
         began = time.perf_counter()
@@ -307,9 +316,14 @@ class _Work(Generic[Held, Made]):
 
 def digest(sources: Ints, shards: Ints, rows: Ints) -> int:
     """What `Consumed.digest` is of these samples."""
-    return xxhash.xxh3_64_intdigest(np.stack((sources, shards, rows)).astype("<i8", copy=False).tobytes())
+    hashed = xxhash.xxh3_64()
+    for one in (sources, shards, rows):
+        hashed.update(np.ascontiguousarray(one, "<i8").data)
+    return hashed.intdigest()
 
 
 def _cut(picks: Picks, begin: int, count: int) -> Picks:
+    if count >= len(picks.rows):
+        return picks
     part = slice(begin, begin + count)
     return Picks(bucket=picks.bucket, sources=picks.sources[part], shards=picks.shards[part], rows=picks.rows[part])
