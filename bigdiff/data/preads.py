@@ -1,6 +1,7 @@
 """Many members read and checked at once: `_preads.c`, called without the interpreter's lock."""
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class Place(ctypes.Structure):
         super().__init__(descriptor, len(offsets), *(one.ctypes.data for one in self._arrays))
 
 
-def preads(places: Ints, rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
+def preads(places: Sequence[int], rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
     """Fill row i of `target` (uint8 [n, length]; its rows contiguous) with row `rows[i]` of the Place at `places[i]`.
 
     Returns the indexes of the bad ones, ascending, which did not come whole or have not the checksum of the place; and
@@ -51,14 +52,14 @@ def preads(places: Ints, rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Int
     read, or minus the error number. What a bad row of `target` holds is not said.
     """
     count, length = target.shape
-    results = np.empty((3, count), np.int64)  # in one piece, because to ask for an address costs 1 us
-    got, expected, bad = results
     assert target.dtype == np.uint8 and target.strides[1] == 1 and target.flags.writeable
-    assert places.dtype == rows.dtype == np.int64 and places.flags.c_contiguous and rows.flags.c_contiguous
     assert len(places) == len(rows) == count
-    into, first = (target.ctypes.data, target.strides[0], length), results.ctypes.data
-    behind = (first + 8 * count * number for number in range(3))
-    found = _preads(places.ctypes.data, rows.ctypes.data, count, *into, *behind)
+    block = np.empty((5, count), np.int64)  # one, because to ask for an address costs 1 us
+    block[0], block[1] = places, rows
+    first, row = block.ctypes.data, 8 * count
+    asked, results = (first, first + row), (first + 2 * row, first + 3 * row, first + 4 * row)
+    found = _preads(*asked, count, target.ctypes.data, target.strides[0], length, *results)
+    got, expected, bad = block[2:]
     if length > SHORT:
         return bad[:found], got
     digests = np.array([xxh3_64_intdigest(row) for row in target], np.uint64)

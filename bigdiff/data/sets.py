@@ -12,9 +12,8 @@ from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Tombstones
 from bigdiff.data.manifest import Manifest
-from bigdiff.data.order import Ints
 from bigdiff.data.origin import remote
-from bigdiff.data.shards import Columns, Opened, Shards
+from bigdiff.data.shards import Columns, Opened, Shards, Slot
 from bigdiff.data.spans import Spans, joined
 from bigdiff.data.storage import Absent, Cache, Storage, open_storage
 
@@ -72,24 +71,24 @@ def _content(storage: Storage) -> bytes:
 
 
 class Leased:
-    """The shard and the row of each of some samples, and the shards as an array for `preads`."""
+    """The shard and the row of each of some samples, open; and where `preads` finds the shards."""
 
-    def __init__(self, picks: Picks, opened: Mapping[int, Mapping[int, Opened]]) -> None:
+    def __init__(self, picks: Picks, held: Mapping[int, Mapping[int, Slot]]) -> None:
         self._picks = picks
-        self._opened = opened  # by source and shard
+        self._held = held  # by source and shard
 
     def __iter__(self) -> Iterator[tuple[Opened, int]]:
         return (self[index] for index in range(len(self._picks.rows)))
 
     def __getitem__(self, index: int) -> tuple[Opened, int]:
         picks = self._picks
-        return self._opened[int(picks.sources[index])][int(picks.shards[index])], int(picks.rows[index])
+        return self._held[int(picks.sources[index])][int(picks.shards[index])].opened, int(picks.rows[index])
 
     @property
-    def places(self) -> Ints:
-        """int64 [n]: the address of each sample's Opened.place."""
+    def places(self) -> list[int]:
+        """The address of each sample's Opened.place."""
         where = zip(self._picks.sources.tolist(), self._picks.shards.tolist(), strict=True)
-        return np.array([self._opened[source][shard].address for source, shard in where], np.int64)
+        return [self._held[source][shard].opened.address for source, shard in where]
 
 
 One = TypeVar("One", bound=ShardSet)
@@ -122,12 +121,14 @@ class Sources(Generic[One]):
         wanted = defaultdict(list)
         for source, shard in set(zip(picks.sources.tolist(), picks.shards.tolist(), strict=True)):
             wanted[source].append(shard)
-        with ExitStack() as leases:
-            opened = {
-                source: leases.enter_context(self.sets[source].shards.lease(shards))
-                for source, shards in wanted.items()
-            }
-            yield Leased(picks, opened)
+        held: dict[int, dict[int, Slot]] = {source: {} for source in wanted}
+        try:
+            for source, shards in wanted.items():
+                self.sets[source].shards.acquire(shards, held[source])
+            yield Leased(picks, held)
+        finally:
+            for source, slots in held.items():
+                self.sets[source].shards.release(slots)
 
     @property
     def on_disk(self) -> bool:

@@ -62,7 +62,9 @@ class Opened:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Slot:
+class Slot:
+    """A shard that is open, and who needs it."""
+
     opened: Opened
     readers: int = 0
     unwanted: bool = False
@@ -91,7 +93,7 @@ class Shards:
     manifest: Manifest
     columns: Columns
     tombstones: Tombstones
-    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _slots: dict[int, Slot] = field(default_factory=dict)
     _opening: set[int] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
     _changed: Condition = field(init=False)
@@ -106,14 +108,26 @@ class Shards:
     @contextmanager
     def lease(self, shards: Iterable[int]) -> Iterator[dict[int, Opened]]:
         """The shards by number, open until the block ends; waits for those that are on their way."""
-        held: dict[int, _Slot] = {}
+        held: dict[int, Slot] = {}
         try:
-            with self._lock:
-                missing = [shard for shard in shards if not self._hold(shard, held)]
-            self._acquire_all(missing, held)
+            self.acquire(shards, held)
             yield {shard: slot.opened for shard, slot in held.items()}
         finally:
-            self._release(held)
+            self.release(held)
+
+    def acquire(self, shards: Iterable[int], held: dict[int, Slot]) -> None:
+        """As `lease`, into `held`; whether it raises or not, `release` must follow."""
+        with self._lock:
+            missing = [shard for shard in shards if not self._hold(shard, held)]
+        self._acquire_all(missing, held)
+
+    def release(self, held: Mapping[int, Slot]) -> None:
+        """Let go of what was acquired."""
+        with self._lock:
+            for shard, slot in held.items():
+                slot.readers -= 1
+                if slot.unwanted and not slot.readers:
+                    self._drop(shard, slot)
 
     def keep_only(self, wanted: Sequence[int]) -> None:
         """Close all other shards, those being read when their reading ends, and ask the storage for these."""
@@ -133,7 +147,7 @@ class Shards:
             for shard, slot in list(self._slots.items()):
                 self._drop(shard, slot)
 
-    def _drop(self, shard: int, slot: _Slot) -> None:
+    def _drop(self, shard: int, slot: Slot) -> None:
         if slot.opened.descriptor >= 0:
             os.close(slot.opened.descriptor)
         if self._slots.get(shard) is slot:
@@ -144,7 +158,7 @@ class Shards:
 
         Also where the present one is sound: another thread or process may have given up the one that was read.
         """
-        held: dict[int, _Slot] = {}
+        held: dict[int, Slot] = {}
         try:
             with self._lock:
                 if not self._hold(shard, held):
@@ -158,9 +172,9 @@ class Shards:
                     del self._slots[shard]
             return True
         finally:
-            self._release(held)
+            self.release(held)
 
-    def _sound(self, shard: int, slot: _Slot) -> bool:
+    def _sound(self, shard: int, slot: Slot) -> bool:
         """Whoever asks while it is found out waits for the answer."""
         with slot.proving:
             if slot.sound is None:
@@ -168,21 +182,15 @@ class Shards:
                 slot.sound = descriptor < 0 or not self.storage.spoiled(self.manifest.shards[shard], descriptor)
             return slot.sound
 
-    def _release(self, held: Mapping[int, _Slot]) -> None:
-        with self._lock:
-            for shard, slot in held.items():
-                slot.readers -= 1
-                if slot.unwanted and not slot.readers:
-                    self._drop(shard, slot)
-
-    def _hold(self, shard: int, held: dict[int, _Slot]) -> bool:
-        if shard not in self._slots:
+    def _hold(self, shard: int, held: dict[int, Slot]) -> bool:
+        slot = self._slots.get(shard)
+        if slot is None:
             return False
-        self._slots[shard].readers += 1
-        held[shard] = self._slots[shard]
+        slot.readers += 1
+        held[shard] = slot
         return True
 
-    def _acquire_all(self, missing: Sequence[int], held: dict[int, _Slot]) -> None:
+    def _acquire_all(self, missing: Sequence[int], held: dict[int, Slot]) -> None:
         # side by side, because a remote shard costs a round trip for its index alone
         if len(missing) == 1:
             held[missing[0]] = self._acquire(missing[0])
@@ -198,7 +206,7 @@ class Shards:
             if errors:
                 raise errors[0]
 
-    def _acquire(self, shard: int) -> _Slot:
+    def _acquire(self, shard: int) -> Slot:
         with self._changed:
             while shard in self._opening:
                 self._changed.wait()
@@ -215,7 +223,7 @@ class Shards:
                 self._changed.notify_all()
             raise
         with self._changed:
-            slot = _Slot(opened=opened, readers=1)
+            slot = Slot(opened=opened, readers=1)
             self._slots[shard] = slot
             self._opening.discard(shard)
             self._changed.notify_all()

@@ -29,7 +29,7 @@ def place(file: Path, offsets: list[int], length: int = LENGTH, dead: bytes | No
 
 def read(samples: list[tuple[Place, int]], length: int = LENGTH) -> tuple[list[int], list[int], np.ndarray]:
     target = np.full((len(samples), length), 255, np.uint8)
-    places = np.array([ctypes.addressof(one) for one, _ in samples], np.int64)
+    places = [ctypes.addressof(one) for one, _ in samples]
     bad, got = preads(places, np.array([row for _, row in samples], np.int64), target)
     return bad.tolist(), got.tolist(), target
 
