@@ -11,7 +11,7 @@ from bigdiff.config.errors import UsageError
 from bigdiff.data import manifest
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Consumed
-from bigdiff.data.latents import Batch, LatentReader, LatentSet, layouts
+from bigdiff.data.latents import LINE, Batch, Buffer, LatentReader, LatentSet, layouts
 from bigdiff.data.member import Layout, pack
 
 SIZES = (5, 3, 7)
@@ -40,6 +40,18 @@ def test_every_sample_is_read_as_it_was_written(latents: Path, latent_sample: Dr
         assert [opened.key(2, 5), opened.key(2, 6)] == ["2005", "2006"]
     for at, place in enumerate(places):
         assert raw[at].tobytes() == pack(*latent_sample("a", "", *place))
+
+
+@pytest.mark.parametrize("member", [1, LINE - 1, LINE, LINE + 1, 1000])
+def test_samples_begin_at_cache_lines_and_keep_their_places(member: int) -> None:
+    held = Buffer(6, 1000)
+    target = held.target(member)
+    assert target.shape == (6, member) and not target.any()
+    assert all(row.ctypes.data % LINE == 0 for row in target)
+    target[:] = np.arange(1, 7, dtype=np.uint8)[:, None]
+    for first, count in ((0, 6), (2, 3), (5, 1)):
+        rows = held.rows(member, first, count)
+        assert rows.is_contiguous() and np.array_equal(rows[:, :member].numpy(), target[first : first + count])
 
 
 def test_stock_webdataset_reads_the_same_set(latents: Path, latent_sample: Draw) -> None:

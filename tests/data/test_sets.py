@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bigdiff.config.errors import UsageError
@@ -39,6 +40,21 @@ def test_a_lease_gives_each_pick_its_shard_and_row(tmp_path: Path, latent_set: M
         with sources.leased(picks) as again:
             assert again[1][0] is samples[1][0] and again[0][0] is not samples[0][0]
     assert files() == before
+
+
+def test_a_lease_that_fails_holds_nothing(tmp_path: Path, latent_set: Make) -> None:
+    folders = [latent_set(tmp_path / name, (4, 6)) for name in "ab"]
+    file = folders[1] / "00001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["safetensors_xxh3"]), file)
+    with LatentSet(str(folders[0])) as one, LatentSet(str(folders[1])) as two:
+        sources, before = Sources([one, two]), files()
+        with (
+            pytest.raises(UsageError, match="safetensors_xxh3"),
+            sources.leased(_picks([(0, 0, 1), (1, 0, 2), (1, 1, 3)])),
+        ):
+            raise AssertionError("it was leased")
+        sources.want([])
+        assert files() == before
 
 
 def test_spans_are_where_the_members_lie_sorted(tmp_path: Path, latent_set: Make) -> None:
