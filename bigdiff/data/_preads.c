@@ -122,7 +122,8 @@ __attribute__((target("avx512f"))) static void add_avx512(uint64_t sums[8], cons
 static void add_blocks(uint64_t sums[8], const uint8_t *from, int64_t count)
 {
 #if defined(VECTORS)
-    if (WIDEST >= 512 && __builtin_cpu_supports("avx512f")) {
+    /* vbmi2: from Ice Lake and Zen 4 on; older ones may lower their clock for multiplications of 512 bits */
+    if (WIDEST >= 512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vbmi2")) {
         add_avx512(sums, from, count);
         return;
     }

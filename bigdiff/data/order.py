@@ -99,8 +99,10 @@ class Order:
             in_chunk = self.chunk - position % self.chunk if self.lanes > 1 else count
             in_epoch = self.samples - position % self.samples
             take = min(count - done, window.end - place, in_chunk, in_epoch)
-            part = slice(done, done + take)
             shuffled = self._shuffled(position // self.samples, lane, window)[place - window.begin :][:take]
+            if take == count:
+                return _samples(plan, window, shuffled)
+            part = slice(done, done + take)
             shards[part], rows[part] = _samples(plan, window, shuffled)
             done += take
         return shards, rows
