@@ -6,11 +6,11 @@ bigdiff.data.images). No worker process is started, and nothing is pickled.
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from bigdiff.data.spans import Spans
 COPIES = 2  # of a tar that are read when the first was spoiled
 PIECE = 8  # samples that a thread takes at once, at least
 TASK = 256  # samples of several small steps that a thread takes at once: each hand-over costs as much as ten samples
+LOCATED = 16  # small steps that are looked up at once: the first costs as much as the next three
 
 Held = TypeVar("Held")
 Made = TypeVar("Made", covariant=True)
@@ -153,7 +154,7 @@ def batches(
         ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool,
         Announcer(reader, course, (part.begin, part.end), first, announced) as disk,
     ):
-        work = _Work(reader, course, part, ahead, quarantine, pool, disk)
+        work, located = _Work(reader, course, part, ahead, quarantine, pool, disk), _located(course, part, first)
         asked = pool.submit(work.ask, step, step)
         try:
             while True:
@@ -161,7 +162,7 @@ def batches(
                     if asked.done() and (turn := asked.result()) is not None and step >= turn:
                         asked = pool.submit(work.ask, max(step - ahead.steps, first), step)
                     ring = rings.pop()
-                    pending.append((ring, work.submit(step, ring)))
+                    pending.append((ring, work.submit(step, ring, list(islice(located, len(ring))))))
                     step += len(pending[-1][1])
                 if not pending:
                     return
@@ -175,6 +176,15 @@ def batches(
                 rings.append(pending.popleft()[0])
         finally:
             _end(reader, [task for _, steps in pending for one in steps for task, _ in one.pieces])
+
+
+def _located(course: Course, part: Slice, step: int) -> Iterator[Picks]:
+    """What this process reads in each step from `step` on."""
+    together = max(1, min(LOCATED, 4 * TASK // (part.end - part.begin)))
+    while course.steps is None or step < course.steps:
+        last = step + together if course.steps is None else min(step + together, course.steps)
+        yield from [course.locate(number, part.begin, part.end) for number in range(step, last)]
+        step = last
 
 
 def _end(reader: Reader[Held, Made], tasks: Sequence[Future[list[_Piece]]]) -> None:
@@ -203,14 +213,10 @@ class _Work(Generic[Held, Made]):
         self.disk.want(wanted)
         return self.course.turnover(step, part.begin, part.end)
 
-    def submit(self, step: int, ring: Sequence[Held]) -> list[_Step[Held]]:
-        """Start to read `step` into the first of these buffers, the steps behind it into the others."""
-        part, threads = self.part, self.ahead.threads
-        last = step + len(ring) if self.course.steps is None else min(step + len(ring), self.course.steps)
-        picked = [self.course.locate(number, part.begin, part.end) for number in range(step, last)]
-        steps = [
-            _Step(number, held, picks, []) for number, held, picks in zip(range(step, last), ring, picked, strict=False)
-        ]
+    def submit(self, step: int, ring: Sequence[Held], picked: Sequence[Picks]) -> list[_Step[Held]]:
+        """Start to read `step` into the first of these buffers, the steps behind it into the others: these picks."""
+        threads = self.ahead.threads
+        steps = [_Step(step + number, ring[number], picks, []) for number, picks in enumerate(picked)]
         if len(ring) > 1:  # small steps: a task has whole ones
             size = -(-len(steps) // threads)
             for begin in range(0, len(steps), size):
@@ -256,7 +262,7 @@ class _Work(Generic[Held, Made]):
     def fill(self, held: Held, row: int, position: int, picks: Picks) -> list[Bad]:
         """Put these samples into the buffer; gives those that are bad in the set itself, not in a copy of a tar."""
         bad = self.reader.fill(held, row, position, picks)
-        for _ in range(COPIES):
+        for _ in range(COPIES if bad else 0):
             read = {
                 (int(picks.sources[one.index]), int(picks.shards[one.index]), one.copy) for one in bad if one.doubtful
             }
