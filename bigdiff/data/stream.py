@@ -295,7 +295,7 @@ class _Work(Generic[Held, Made]):
 
     def finish_some(self, steps: Sequence[_Step[Held]]) -> list[list[Made]]:
         """The micro-batches of the first of these steps, and of those behind it that are read: cheaper in one go."""
-        behind = takewhile(lambda step: all(task.done() for task, _ in step.pieces), steps[1:])
+        behind = takewhile(lambda step: all(_sound(task) for task, _ in step.pieces), steps[1:])
         return [self.finish(steps[0]), *(self.finish(step) for step in behind)]
 
     def finish(self, step: _Step[Held]) -> list[Made]:
@@ -318,6 +318,10 @@ class _Work(Generic[Held, Made]):
             made.append(self.reader.make(step.held, start - part.begin, some, consumed, waited))
             waited = 0.0
         return made
+
+
+def _sound(task: Future[list[_Piece]]) -> bool:
+    return task.done() and task.exception() is None
 
 
 def digest(sources: Ints, shards: Ints, rows: Ints) -> int:

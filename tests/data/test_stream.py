@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,22 @@ def test_a_set_without_a_good_sample_ends_the_run(tmp_path: Path, latent_set: Ma
             Ahead(),
             Quarantine(warn=lambda line: None),
         )
+        with pytest.raises(LastingError, match="damaged or taken down as a whole"):
+            next(stream)
+
+
+def test_what_was_read_is_given_before_the_error_behind_it(tmp_path: Path, latent_set: Make) -> None:
+    folder = latent_set(tmp_path / "a", (48, 8), ("16x24", "24x16"))
+    (folder / "00001.tar").unlink()
+    with LatentSet(str(folder)) as one:
+        path = course([one], 4)
+        worst = next(step for step in range(3, 99) if path.bucket_of(step) == "24x16")
+        good = [path.bucket_of(step) for step in range(worst - 3, worst)]
+        part, ahead = Slice(total=4, micro=4, rank=0, size=1), Ahead(steps=2, threads=2)
+        stream = batches(LatentReader([one]), path, part, 4 * (worst - 3), ahead, Quarantine(warn=lambda line: None))
+        for bucket in good:
+            assert next(stream)[0].bucket == bucket == "16x24"
+            time.sleep(0.1)  # until the steps behind it are read, and the last of them has failed
         with pytest.raises(LastingError, match="damaged or taken down as a whole"):
             next(stream)
 
