@@ -184,8 +184,8 @@ static int64_t pread_all(int descriptor, char *target, int64_t length, int64_t o
  * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have. Into
  * `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
  * looks at here; returns how many these are. */
-int64_t bigdiff_preads(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
-                       int64_t pitch, int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
+int64_t bigdiff_read_members(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
+                             int64_t pitch, int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
 {
     int64_t found = 0;
     for (int64_t i = 0; i < count; i++, target += pitch) {

@@ -12,7 +12,7 @@ from bigdiff.runtime.compiled import library
 
 SHORT = 240  # bytes up to which XXH3 is another function, which `_preads.c` leaves to xxhash
 
-_preads = library("bigdiff.data._preads").bigdiff_preads
+_preads = library("bigdiff.data._preads").bigdiff_read_members
 _preads.restype = ctypes.c_int64
 _preads.argtypes = [
     *[ctypes.c_void_p] * 2,

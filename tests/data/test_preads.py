@@ -89,8 +89,11 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_checksum_is_xxh3(library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library.bigdiff_preads.argtypes, library.bigdiff_preads.restype = module._preads.argtypes, ctypes.c_int64
-    monkeypatch.setattr(module, "_preads", library.bigdiff_preads)
+    library.bigdiff_read_members.argtypes, library.bigdiff_read_members.restype = (
+        module._preads.argtypes,
+        ctypes.c_int64,
+    )
+    monkeypatch.setattr(module, "_preads", library.bigdiff_read_members)
     (tmp_path / "file").write_bytes(np.random.default_rng(0).bytes(70_000))
     # around what XXH3 tells apart: short inputs, stripes of 64 bytes, blocks of 1,024
     lengths = [1, SHORT, SHORT + 1, *range(255, 258), *range(1000, 1100), *range(2047, 2050), 4097, 65_842]
