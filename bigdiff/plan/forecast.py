@@ -17,7 +17,7 @@ from bigdiff.plan.buckets import Bucket
 from bigdiff.plan.cost import Cost, cost
 from bigdiff.plan.links import EFFICIENCY, Fabric
 from bigdiff.plan.probe import Probe
-from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, predict, update_bytes
+from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, floor, predict, update_bytes
 from bigdiff.plan.storage import Pictures, Storage, storage
 from bigdiff.runtime.devices import Device, device
 from bigdiff.train import recomputing
@@ -153,7 +153,7 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
         on = Ranks(count=number * cluster.processes_per_node, gpu=gpu, half=half, memory=memory)
         one = fitted(stage, on.count)
         image = _chosen(one, on, plain, auto) if auto else plain
-        machine, told = _machine(stage, cluster, given, image)
+        machine, told = _machine(one, cluster, given, image, len(weights.sizes))
         step = predict(one, weights, on.count, machine)
         row = Row(
             nodes=number,
@@ -206,7 +206,9 @@ def _largest(stage: Stage, weights: Weights, on: Ranks, image: Image, auto: Coun
     return largest_micro(stage, weights, on.count, on.memory, image.activations)
 
 
-def _machine(stage: Stage, cluster: Cluster, given: Basis, image: Image) -> tuple[Machine, tuple[str, ...]]:
+def _machine(
+    stage: Stage, cluster: Cluster, given: Basis, image: Image, tensors: int
+) -> tuple[Machine, tuple[str, ...]]:
     counted, kept = image.flops, image.activations
     between = given.network * 1e9 / 8 * EFFICIENCY
     share = (counted.backward + counted.recomputed) / counted.total
@@ -217,14 +219,15 @@ def _machine(stage: Stage, cluster: Cluster, given: Basis, image: Image) -> tupl
     assert row is not None, "a basis has one of them"
     pace = Pace(
         image=counted.total / (row.peak * FRACTION),
-        floor=kept.kernels * KERNEL,
+        floor=floor(stage, kept.kernels, tensors),
         element=update_bytes(stage, half=True) / (row.bandwidth * BANDWIDTH),
         backward=share,
     )
     fabric = Fabric(per_node=cluster.processes_per_node, inside=row.link * EFFICIENCY, between=between)
     told = (
         f"modelled: passes reach {FRACTION:.0%} of {row.name}'s {row.peak / 1e12:g} TFLOP/s ({row.source})",
-        f"modelled: a pass takes at least {kept.kernels:,} operators x {KERNEL * 1e6:g} us of the host",
+        f"modelled: a pass takes at least {pace.floor * 1e3:.1f} ms of the host: {kept.kernels:,} operators x "
+        f"{KERNEL * 1e6:g} us, and what {stage.engine.sharding} does with {tensors:,} gradients",
         f"modelled: AdamW, casts and averages move {update_bytes(stage, half=True)} bytes an element "
         f"at {BANDWIDTH:.0%} of {row.bandwidth / 1e12:g} TB/s",
         f"modelled: {row.link / 1e9:g} GB/s inside a node, of which a ring reaches {EFFICIENCY:.0%}",

@@ -15,7 +15,10 @@ from bigdiff.train.volumes import Volume, volumes
 
 FRACTION: Final = 0.4  # of a device's stated peak that passes of many images reach; assumed, see docs/planning.md
 BANDWIDTH: Final = 0.8  # of its memory's stated rate that the update reaches; assumed
-KERNEL: Final = 6e-6  # seconds for which the host is busy with an operator, hooks included; assumed
+KERNEL: Final = 6e-6  # seconds for which the host is busy with an operator, torch's hooks included; assumed
+# and with a gradient, by `engine.sharding`: the least of DeepSpeed's and the most of ours that was measured on a core
+# of this project's machines (tests/bench/test_sharding.py); ZeRO-0 has no hooks
+GRADIENT: Final = {"deepspeed": 40e-6, "overlapped": 17e-6}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,12 @@ class Machine:
     fabric: Fabric
     gpu: bool = True
     half: bool = True  # bf16 over fp32 masters
+
+
+def floor(stage: Stage, operators: int, tensors: int) -> float:
+    """Seconds of the host in a pass of so many operators over so many trained tensors."""
+    gradient = GRADIENT[stage.engine.sharding] if stage.engine.zero_stage > 0 else 0.0
+    return operators * KERNEL + tensors * gradient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,7 +55,9 @@ def test_mlperfs_curve_is_above_what_is_measured_as_stragglers_are_left_out() ->
     """Published for H100 (MLPerf Training v4.1, SD v2): 0.91 on 64 GPUs, 0.56 on 512 with 4 images each."""
     eight, many = sd("batch.micro=64").rows[1:3]
     assert 0.91 < eight.efficiency < 1
-    assert 0.56 < many.efficiency < 0.9
+    assert many.efficiency < 0.56  # four images a pass wait for what DeepSpeed's host does with each gradient
+    ours = ("engine.sharding=overlapped", "engine.bucket_elements=300000000")
+    assert 0.56 < sd("batch.micro=64", *ours).rows[2].efficiency < 0.9
 
 
 def test_a_measurement_takes_the_tables_place(probed: Probe) -> None:
