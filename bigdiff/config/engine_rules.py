@@ -26,6 +26,11 @@ def engine_rules(stage: Stage) -> list[tuple[bool, str]]:
             f"engine.sharding=overlapped is for engine.zero_stage=1 and 2, not for {engine.zero_stage}: take one of "
             f"them, which are then the same, or engine.sharding=deepspeed",
         ),
+        (engine.shard_ranks < 0, f"engine.shard_ranks={engine.shard_ranks} must not be negative; 0 is all ranks"),
+        (
+            engine.shard_ranks > 0 and engine.sharding != "overlapped",
+            f"engine.shard_ranks={engine.shard_ranks} has no effect with engine.sharding={engine.sharding}",
+        ),
         *_checkpointing_rules(stage),
         (engine.timeout_seconds <= 0, f"engine.timeout_seconds={engine.timeout_seconds} must be positive"),
         (stage.optim.grad_clip < 0, f"optim.grad_clip={stage.optim.grad_clip} must not be negative; 0 is no clipping"),
@@ -149,6 +154,21 @@ def in_bf16(stage: Stage, gpu: bool) -> bool:
 def bucket_of(stage: Stage, elements: int) -> int:
     """Elements of a bucket: no more than there are trained ones, as DeepSpeed allots it anew at every step."""
     return min(stage.engine.bucket_elements, elements + elements % 2)
+
+
+def sharing(stage: Stage, processes: int) -> int:
+    """Of so many processes, how many neighbours share one optimizer state under `engine.sharding: overlapped`.
+
+    Raises:
+        UsageError: when groups of `engine.shard_ranks` leave some over.
+    """
+    size = min(stage.engine.shard_ranks or processes, processes)
+    if processes % size:
+        raise UsageError(
+            f"stage {stage.name}: {processes} processes are no groups of engine.shard_ranks={size}: take a divisor, "
+            f"such as the processes of a node, or 0 for one group"
+        )
+    return size
 
 
 def passes(stage: Stage, processes: int, gpu: bool) -> int:

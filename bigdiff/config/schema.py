@@ -214,6 +214,9 @@ class Engine:
     # their rank alone, beside every backward pass, and are added up in fp32; new weights come beside the next forward
     # pass. The numbers are DeepSpeed's but for rounding, and each resumes the other's checkpoints. No GPU has run it
     sharding: Literal["deepspeed", "overlapped"] = "deepspeed"
+    # with overlapped: so many neighbours, as a node's, shard among themselves, and groups of them have copies; 0: all
+    # ranks are one group. A ring over hundreds of ranks takes longer than a backward pass; launch/plan.py compares
+    shard_ranks: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be
     # which of the UNet's blocks the backward pass computes again: true, false, auto (so few that the rest fits into the

@@ -78,6 +78,17 @@ def owned(layout: Sequence[Placed], offsets: Sequence[int], low: int, high: int)
     return tuple(merged(pieces))
 
 
+def cut_out(pieces: Iterable[Piece], part: slice) -> tuple[Piece, ...]:
+    """The pieces of a part of a local vector, counted from its beginning."""
+    found = []
+    for piece in pieces:
+        begin, end = max(piece.local, part.start), min(piece.local + piece.length, part.stop)
+        if begin < end:
+            start = piece.start + begin - piece.local
+            found.append(Piece(local=begin - part.start, start=start, length=end - begin))
+    return tuple(found)
+
+
 def merged(pieces: Iterable[Piece]) -> list[Piece]:
     """Pieces, ascending in `local`, with neighbours on both sides joined."""
     found: list[Piece] = []

@@ -16,15 +16,24 @@ from torch import Tensor, nn
 
 from bigdiff.config.errors import RunError
 from bigdiff.engine.buckets import Buckets
+from bigdiff.engine.groups import Groups
 from bigdiff.runtime.clock import Clock
 
 
 class Reduction:
-    """The gradients of one process; `own`, fp32 [buckets.own], gets this rank's share of their sum."""
+    """The gradients of one process; `own`, fp32 [buckets.own], gets this rank's share of their sum.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], buckets: Buckets, own: Tensor, clock: Clock) -> None:
+    With several groups of ranks a share is first summed within each, then between those that have the same one.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], buckets: Buckets, groups: Groups, own: Tensor, clock: Clock
+    ) -> None:
         kind, device = parameters[0].dtype, parameters[0].device
-        self._buckets, self._clock, self.own = buckets, clock, own
+        self._buckets, self._groups, self._clock, self.own = buckets, groups, clock, own
+        # a bucket's second collective waits for its first one here, beside the backward pass
+        chained = groups.count > 1 and device.type == "cuda"
+        self._side = torch.cuda.Stream(device) if chained else None  # type: ignore[no-untyped-call]
         self._parameters = [[parameters[number] for number in one.parameters] for one in buckets.buckets]
         flat = torch.zeros(buckets.total, dtype=kind, device=device)
         self._flat = [flat[buckets.whole(one)] for one in buckets.buckets]
@@ -38,7 +47,7 @@ class Reduction:
         self._seen: set[int] = set()  # parameters, in this pass
         self._left: list[int] = []  # parameters of each bucket that did not come yet
         self._full: list[int] = []  # buckets, in the order in which they were
-        self._sent: dict[int, dist.Work | None] = {}  # in the order in which they were; none with one rank
+        self._sent: dict[int, dist.Work | None] = {}  # in the order in which they were; none where nothing is sent
         self._into = own
         for number, bucket in enumerate(buckets.buckets):
             for parameter in bucket.parameters:
@@ -67,17 +76,23 @@ class Reduction:
             if number not in self._sent:
                 self._send(number)
         with self._clock.running():
-            for work in self._sent.values():
-                if work is not None:
-                    work.wait()
+            self._wait()
+            if self._groups.count > 1 and self._side is None:  # a CPU's host would have waited within the pass
+                self._sent = {number: self._between(number) for number in self._sent}
+                self._wait()
         if self._into is not self.own:
             (self.own.copy_ if first else self.own.add_)(self._share)
         if not self._order:
             self._order = tuple(self._agreed())
 
+    def _wait(self) -> None:
+        for work in self._sent.values():
+            if work is not None:
+                work.wait()
+
     def _agreed(self) -> list[int]:
         told = [self._full + [number for number in self.order if number not in self._full]]
-        if self._buckets.ranks > 1:
+        if self._groups.size * self._groups.count > 1:
             dist.broadcast_object_list(told, src=0)
         return told[0]
 
@@ -105,13 +120,25 @@ class Reduction:
             torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
         for one in parameters:
             one.grad = None
-        bucket = self._buckets.buckets[number]
-        into = self._into[bucket.own : bucket.own + bucket.share]
-        if self._buckets.ranks == 1:
-            into.copy_(flat)
-            self._sent[number] = None
+        if self._groups.size == 1:
+            self._target(number).copy_(flat)
+            work = None
         else:
-            self._sent[number] = dist.reduce_scatter_tensor(into, flat, async_op=True)
+            work = dist.reduce_scatter_tensor(self._target(number), flat, group=self._groups.inside, async_op=True)
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                if work is not None:
+                    work.wait()
+                work = self._between(number)
+        self._sent[number] = work
+
+    def _target(self, number: int) -> Tensor:
+        bucket = self._buckets.buckets[number]
+        return self._into[bucket.own : bucket.own + bucket.share]
+
+    def _between(self, number: int) -> dist.Work | None:
+        return dist.all_reduce(self._target(number), group=self._groups.between, async_op=True)
 
 
 TWICE: Final = "a network whose parameters are reached by several backward passes needs engine.sharding=deepspeed"

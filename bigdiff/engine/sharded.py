@@ -1,23 +1,26 @@
 """ZeRO-1 and 2 of our own, in DeepSpeed's place: a rank steps its share of every bucket, sent beside the passes."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigdiff.config.engine_rules import bucket_of, passes
+from bigdiff.config.engine_rules import bucket_of, passes, sharing
 from bigdiff.config.schema import Stage
 from bigdiff.engine import norms
 from bigdiff.engine.buckets import cut
+from bigdiff.engine.groups import formed
 from bigdiff.engine.optim import Guarded
-from bigdiff.engine.partition import Partition, Placed
+from bigdiff.engine.partition import Partition, Placed, cut_out
 from bigdiff.engine.precision import bf16
 from bigdiff.engine.reduction import Reduction
 from bigdiff.engine.weights import Weights
-from bigdiff.engine.zero import Parts, moments_of, put_moments, split_all
+from bigdiff.engine.zero import Parts, moments_of, put_moments
 from bigdiff.runtime.clock import Clock
+from bigdiff.runtime.watchdog import collective_timeout
 from bigdiff.runtime.world import World
 
 PART: Final = 1 << 16  # elements of a gradient whose norm a CPU takes at once
@@ -44,17 +47,22 @@ class Sharded:
         self._parts, self._done = self._passes * world.size, 0
         _alike(module, world.device, torch.bfloat16 if bf16(stage, world.device) else torch.float32)
         sizes = [one.size for one in layout]
-        buckets = cut(sizes, bucket_of(stage, sum(sizes)), world.size)
+        size, timeout = sharing(stage, world.size), collective_timeout(stage.engine.timeout_seconds)
+        self._groups = formed(world.rank, world.size, size, timedelta(seconds=timeout))
+        buckets = cut(sizes, bucket_of(stage, sum(sizes)), size)
         self.clock = Clock(world.device)  # of the collectives
         apart = stage.speed.compile != "whole"
-        self._weights = Weights(trained, buckets, world.rank, self.clock, apart)
+        self._weights = Weights(trained, buckets, self._groups, self.clock, apart)
         self._weights.waited_for_by(module)
         self._master = self._weights.master
         self._master.grad = torch.zeros_like(self._master)
-        self._reduction = Reduction(list(trained.values()), buckets, self._master.grad, self.clock)
+        self._reduction = Reduction(list(trained.values()), buckets, self._groups, self._master.grad, self.clock)
         adam.param_groups[0]["params"] = [self._master]
+        self._part = self._groups.part(len(self._master))
         self.partition = Partition(
-            layout=layout, pieces=buckets.pieces(layout, world.rank), masters=(self._master.detach(),)
+            layout=layout,
+            pieces=cut_out(buckets.pieces(layout, self._groups.member), self._part),
+            masters=(self._master.detach()[self._part],),
         )
 
     def __call__(self, *inputs: Tensor | bool) -> Tensor:
@@ -84,12 +92,19 @@ class Sharded:
         self._weights.settle()
 
     def moments(self) -> dict[str, Parts]:
-        """As Zero.moments: one tensor each."""
-        return moments_of(self._adam.state, [self._master])
+        """As Zero.moments: one tensor each, or a part of one."""
+        found = moments_of(self._adam.state, [self._master])
+        return {name: tuple(one[self._part] for one in parts) for name, parts in found.items()}
 
     def restore(self, moments: dict[str, Tensor] | None, updates: int) -> None:
-        """As Zero.restore."""
-        put_moments(self._adam.state, [self._master], split_all(self.partition, moments), updates)
+        """As Zero.restore; each rank gets what the other groups answer for."""
+        length = len(self._master)
+        own = self._master.detach()
+        own.copy_(self._groups.whole(own[self._part], length))
+        if moments is not None:
+            moments = {name: self._groups.whole(one.to(own.device), length) for name, one in moments.items()}
+        parts = None if moments is None else {name: (one,) for name, one in moments.items()}
+        put_moments(self._adam.state, [self._master], parts, updates)
         self._weights.publish(self._reduction.order[::-1])
 
     def norm(self) -> Tensor | float:
@@ -101,10 +116,8 @@ class Sharded:
             total = torch.stack(parts).sum()
         else:
             total = norms.squared([gradient], gradient.device)
-        if dist.get_world_size() > 1:
-            with self.clock.running():
-                dist.all_reduce(total)
-        total = total.sqrt()
+        with self.clock.running():
+            total = self._groups.total(total).sqrt()
         norms.scale([gradient], total, self._grad_clip)
         return total
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bigdiff.engine.buckets import Buckets
+from bigdiff.engine.groups import Groups
 from bigdiff.runtime.clock import Clock
 
 LISTS: Final = ("down_blocks", "up_blocks")  # of diffusers' networks; each of their members waits for itself
@@ -26,11 +27,11 @@ class Weights:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], buckets: Buckets, rank: int, clock: Clock, apart: bool
+        self, parameters: Mapping[str, nn.Parameter], buckets: Buckets, groups: Groups, clock: Clock, apart: bool
     ) -> None:
         """`apart`: the blocks may wait by themselves; else the whole network waits for all."""
-        some = list(parameters.values())
-        self._buckets, self._clock, self._apart = buckets, clock, apart
+        some, rank = list(parameters.values()), groups.member
+        self._buckets, self._groups, self._clock, self._apart = buckets, groups, clock, apart
         flat = torch.zeros(buckets.total, dtype=some[0].dtype, device=some[0].device)
         self._flat = [flat[buckets.whole(one)] for one in buckets.buckets]
         self._of: dict[int, int] = {}  # a parameter's bucket, by identity
@@ -67,7 +68,7 @@ class Weights:
         if self._buckets.ranks > 1:
             for number in order:
                 mine, whole = self._mine[number], self._flat[number]
-                work = dist.all_gather_into_tensor(whole, mine, async_op=True)
+                work = dist.all_gather_into_tensor(whole, mine, group=self._groups.inside, async_op=True)
                 assert work is not None, "all processes are in the group"
                 self._coming[number] = work
 

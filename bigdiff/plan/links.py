@@ -7,7 +7,7 @@ devices leave it through one network card each, so that a node's cards add up.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from bigdiff.train.volumes import Volume
@@ -37,6 +37,9 @@ class Fabric:
 
 def seconds(volume: Volume, ranks: int, fabric: Fabric) -> float:
     """Of all calls of `volume` one after another."""
+    if volume.group:
+        # of ranks that are far apart each has its own network card, which no other of its ring shares
+        ranks, fabric = volume.group, replace(fabric, per_node=max(1, fabric.per_node // volume.apart))
     if ranks == 1:
         return volume.calls * fabric.latency
     ring = volume.calls * _ring(volume, ranks, fabric) + volume.sent(ranks) / fabric.rate(ranks)

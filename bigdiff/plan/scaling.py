@@ -133,7 +133,7 @@ def uncovered(during: Sequence[Volume], taken: float, window: float, done: int) 
     The first bucket is full when its share of the window is over, and the next is not sent before it: with k buckets
     the pass ends after max(window + taken / k, window / k + taken).
     """
-    calls = sum(volume.calls for volume in during)
+    calls = sum(volume.calls for volume in during if volume.apart == 1)  # the others follow a bucket's first one
     if not calls or not taken:
         return 0.0
     buckets = max(1, math.ceil(calls / done))

@@ -4,11 +4,12 @@ What lives between two steps is exact (tests/train/test_memory.py sums the tenso
 and goes within one is modelled after its buffers, and held against the allocator's trace there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bigdiff.config.engine_rules import bucket_of, passes
+from bigdiff.config.engine_rules import bucket_of, passes, sharing
 from bigdiff.config.schema import Stage
 from bigdiff.models.activations import Activations
 from bigdiff.models.ema import profiles
@@ -58,6 +59,8 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
     own = own_elements(stage, weights, ranks)
     masters = 4 * own if zero_stage > 0 or half else 0  # stage 0 in fp32 steps the weights themselves
     averaged = total // ranks if zero_stage == 0 else own
+    if stage.engine.sharding == "overlapped":  # each group answers for a part
+        averaged = math.ceil(own / (ranks // sharing(stage, ranks)))
     parts = [
         ("weights", width * (own if zero_stage == 3 else total)),
         ("frozen weights", width * weights.frozen),
@@ -66,7 +69,7 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
         ("averages", 4 * len(profiles(stage.ema)) * averaged),
     ]
     if stage.engine.sharding == "overlapped":
-        whole = width * own * ranks
+        whole = width * own * sharing(stage, ranks)
         parts[0] = ("weights", whole)
         parts += [("gradients to be sent", whole), ("gradients", (4 + width) * own)]
     if zero_stage == 3:
@@ -92,7 +95,7 @@ def transient(
         # a bucket's, until its last one comes; the rest of the vector waits where it is sent from
         parts += [("gradients of a bucket", "pass", width * min(max(bucket, *weights.sizes), total))]
         if not gpu:
-            parts += [("gloo's copies", "pass", width * total if ranks > 1 else 0)]
+            parts += [("gloo's copies", "pass", width * total if sharing(stage, ranks) > 1 else 0)]
             parts += [("gradients, cast", "pass", 4 * own if half and done > 1 else 0)]
     elif zero_stage == 0:
         # in bf16 fp32 copies for Adam; in fp32 the flat bucket of the reduction

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bigdiff.config.engine_rules import bucket_of, passes
+from bigdiff.config.engine_rules import bucket_of, passes, sharing
 from bigdiff.config.schema import Stage
 from bigdiff.engine.buckets import Buckets, cut
 
@@ -33,10 +33,13 @@ class Volume:
     when: When
     bytes: int  # of the whole tensors, over all calls: what an all-reduce reduces, what an all-gather gives
     calls: int  # at least
+    group: int = 0  # ranks that take part, in every group of as many; 0: all
+    apart: int = 1  # how far a group's ranks are from each other: 1 for neighbours
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends, and receives, in a ring (Patarasuk & Yuan 2009)."""
-        return (2 if self.kind == "all-reduce" else 1) * (ranks - 1) / ranks * self.bytes
+        """Bytes that each of `ranks` sends, and receives, in a ring (Patarasuk & Yuan 2009)."""
+        size = self.group or ranks
+        return (2 if self.kind == "all-reduce" else 1) * (size - 1) / size * self.bytes
 
 
 def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: bool) -> tuple[Volume, ...]:
@@ -48,7 +51,7 @@ def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: boo
     width, done = 2 if half else 4, passes(stage, ranks, gpu)
     zero_stage = stage.engine.zero_stage
     if stage.engine.sharding == "overlapped":
-        found = _overlapped(buckets(stage, sizes, ranks), width, done)
+        found = _overlapped(buckets(stage, sizes, ranks), ranks, width, done)
     elif zero_stage == 0:
         found = _replicated(sum(sizes), width)
     elif zero_stage == 3:
@@ -62,7 +65,7 @@ def volumes(stage: Stage, sizes: Sequence[int], ranks: int, gpu: bool, half: boo
 
 def buckets(stage: Stage, sizes: Sequence[int], ranks: int) -> Buckets:
     """Those of `engine.sharding: overlapped`, for parameters of these sizes in the engine's order."""
-    return cut(sizes, bucket_of(stage, sum(sizes)), ranks)
+    return cut(sizes, bucket_of(stage, sum(sizes)), sharing(stage, ranks))
 
 
 def share(total: int, ranks: int) -> int:
@@ -93,15 +96,24 @@ def _flat(stage: Stage, total: int, ranks: int, width: int, reductions: int) -> 
     return reduced, norm, Volume(what="new weights", kind="all-gather", when="step", bytes=whole, calls=1)
 
 
-def _overlapped(found: Buckets, width: int, done: int) -> tuple[Volume, ...]:
-    if found.ranks == 1:
-        return ()
-    calls, whole = len(found.buckets), found.total * width
-    return (
-        Volume(what="gradients", kind="reduce-scatter", when="backward", bytes=whole * done, calls=calls * done),
-        Volume(what="gradient norm", kind="all-reduce", when="step", bytes=4, calls=1),
-        Volume(what="new weights", kind="all-gather", when="first", bytes=whole, calls=calls),
-    )
+def _overlapped(found: Buckets, ranks: int, width: int, done: int) -> tuple[Volume, ...]:
+    size, calls, whole = found.ranks, len(found.buckets), found.total * width
+    told = []
+    if size > 1:
+        told.append(_volume("gradients", "reduce-scatter", "backward", whole * done, calls * done, size))
+        told.append(_volume("new weights", "all-gather", "first", whole, calls, size))
+    if size < ranks:
+        own, groups = found.own * width * done, ranks // size
+        told.append(_volume("gradients, between groups", "all-reduce", "backward", own, calls * done, groups, size))
+        if size > 1:
+            told.append(_volume("gradient norm", "all-gather", "step", 4 * size, 1, size))
+    elif ranks > 1:
+        told.append(_volume("gradient norm", "all-reduce", "step", 4, 1))
+    return tuple(told)
+
+
+def _volume(what: str, kind: Kind, when: When, size: int, calls: int, group: int = 0, apart: int = 1) -> Volume:  # noqa: PLR0913
+    return Volume(what=what, kind=kind, when=when, bytes=size, calls=calls, group=group, apart=apart)
 
 
 def _scattered(stage: Stage, sizes: Sequence[int], ranks: int, width: int, done: int) -> tuple[Volume, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigdiff.config.engine_rules import bucket_of, in_bf16, passes
+from bigdiff.config.engine_rules import bucket_of, in_bf16, passes, sharing
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Stage
@@ -31,6 +31,8 @@ def load(folder: Path, *settings: str) -> Stage:
     [
         (["engine.bucket_elements=0"], "bucket_elements=0 must be positive and even"),
         (["engine.bucket_elements=7"], "bucket_elements=7 must be positive and even"),
+        (["engine.shard_ranks=-1", "engine.sharding=overlapped"], "shard_ranks=-1 must not be negative"),
+        (["engine.shard_ranks=8"], "shard_ranks=8 has no effect with engine.sharding=deepspeed"),
         (["engine.zero_stage=0", "engine.bucket_elements=8"], "no effect with engine.zero_stage=0"),
         (
             ["engine.zero_stage=3", "engine.sharding=overlapped"],
@@ -134,6 +136,14 @@ def test_gradients_are_not_added_up_in_bf16(tmp_path: Path, zero_stage: int) -> 
 def test_our_own_sharding_adds_up_in_fp32_and_keeps_no_graphs_gradients(tmp_path: Path) -> None:
     stage = load(tmp_path, "engine.sharding=overlapped", "speed={compile: whole, cuda_graphs: true}")
     assert [passes(stage, ranks, gpu=True) for ranks in (4, 2, 1)] == [1, 2, 4]
+
+
+def test_groups_of_ranks_leave_none_over(tmp_path: Path) -> None:
+    stage = load(tmp_path, "engine.sharding=overlapped", "engine.shard_ranks=8")
+    assert [sharing(stage, ranks) for ranks in (1, 4, 8, 16, 64)] == [1, 4, 8, 8, 8]
+    assert sharing(load(tmp_path), 64) == 64
+    with pytest.raises(UsageError, match=r"12 processes are no groups of engine.shard_ranks=8"):
+        sharing(stage, 12)
 
 
 def test_graphs_that_would_overwrite_what_is_added_up_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Start = Callable[..., "Ranks"]
 STEPS = 8
 ONE, TWO, OURS = "engine.zero_stage=1", "engine.zero_stage=2", "engine={sharding: overlapped, bucket_elements: 20000}"
+COPIES = "engine={sharding: overlapped, shard_ranks: 1, bucket_elements: 20000}"
 VECTORS = ("raw", "ema", "exp_avg", "exp_avg_sq")
 # SIGKILL of every rank right after step {step}, with the save of step {step} just begun behind its back or committed
 DIE = """
@@ -50,7 +51,7 @@ def ended(ranks: "Ranks") -> str:
     return ranks.texts()[0]
 
 
-@pytest.mark.parametrize("way", [ONE, TWO, OURS])
+@pytest.mark.parametrize("way", [ONE, TWO, OURS, COPIES])
 def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, way: str) -> None:
     """Saves are asynchronous, at every second step; once the save of step 4 is committed, once it has just begun."""
     arguments = (f"steps={STEPS}", "checkpoint.every=2", way)
@@ -67,7 +68,7 @@ def test_eight_steps_are_four_a_kill_and_four(start: Start, tmp_path: Path, way:
 
 @pytest.mark.parametrize(
     ("way", "ways"),
-    [(ONE, (ONE, ONE, ONE)), (TWO, (TWO, TWO, TWO)), (OURS, (OURS, OURS, OURS)), (ONE, (OURS, TWO, OURS))],
+    [(ONE, (ONE, ONE, ONE)), (TWO, (TWO, TWO, TWO)), (OURS, (OURS, OURS, OURS)), (ONE, (OURS, TWO, COPIES))],
 )
 def test_two_ranks_then_one_then_three_train_what_two_do(
     start: Start, tmp_path: Path, way: str, ways: tuple[str, str, str]

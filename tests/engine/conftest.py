@@ -24,6 +24,7 @@ import course
 course.main(sys.argv[1], sys.argv[2], sys.argv[3:])
 """
 STAGES = [*(f"engine.zero_stage={stage}" for stage in range(4)), "engine.sharding=overlapped"]
+GROUPS = "engine.sharding=overlapped engine.shard_ranks={}"
 # bf16 sums are refused at DeepSpeed's stages 0 and 1, so these have one pass; of 2 ranks
 BF16 = [f"{stage} engine.precision=bf16 batch.micro=4" for stage in STAGES]
 BF16_PASSES = [f"{stage} engine.precision=bf16 batch.micro=1" for stage in STAGES[2:]]
@@ -37,14 +38,18 @@ CASES = {
         *(f"agree {case}" for case in BF16 + BF16_PASSES),
         *(f"skip {case}" for case in STAGES + BF16 + BF16_PASSES),
         *(f"skip {case} optim.grad_clip=0" for case in STAGES + BF16[:2]),
+        *(f"{mode} {GROUPS.format(1)} batch.micro=2" for mode in ("agree", "skip")),
+        f"skip {GROUPS.format(1)} optim.grad_clip=0",
         *(f"save {stage} batch.total=12 file={number}" for number, stage in enumerate(STAGES)),
     ],
     3: [
         *(f"own {stage} batch.total=6{kind}" for stage in STAGES for kind in ("", " engine.precision=bf16")),
         "own engine.zero_stage=3 batch.total=6 sub_group_size=10",
+        f"own {GROUPS.format(1)} batch.total=6",
+        *(f"load {GROUPS.format(1)} batch.total=12 file={file}" for file in (1, 3)),
         *(f"load {stage} batch.total=12 file={file}" for stage in STAGES for file in (1, 3)),
     ],
-    4: [f"agree {stage} batch.micro={micro}" for stage in STAGES for micro in (2, 1)],
+    4: [f"agree {stage} batch.micro={micro}" for stage in (*STAGES, GROUPS.format(2)) for micro in (2, 1)],
 }
 Told = list[dict[str, Any]]
 TOLD: dict[int, Told] = {}

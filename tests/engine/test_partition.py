@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigdiff.engine.partition import Partition, Piece, dense, named, owned
+from bigdiff.engine.partition import Partition, Piece, cut_out, dense, named, owned
 
 
 def test_a_partition_is_a_live_view_with_fixed_places() -> None:
@@ -48,3 +48,16 @@ def test_the_ranks_own_each_element_once(sizes: list[int], ranks: int, data: st.
             assert found[piece.start : piece.start + piece.length].eq(-1).all()
             found[piece.start : piece.start + piece.length] = local[piece.local : piece.local + piece.length]
     assert torch.equal(found, flat)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 60), st.integers(0, 60), st.integers(0, 3))
+def test_a_part_of_a_vector_has_what_lies_in_it(lengths: list[int], first: int, second: int, gap: int) -> None:
+    pieces, local, start = [], 0, 500
+    for length in lengths:
+        pieces.append(Piece(local=local, start=start, length=length))
+        local, start = local + length + gap, start + length + 1
+    low, high = min(first, second), max(first, second)
+    where = {piece.local + one: piece.start + one for piece in pieces for one in range(piece.length)}
+    found = cut_out(pieces, slice(low, high))
+    told = {piece.local + one: piece.start + one for piece in found for one in range(piece.length)}
+    assert told == {at - low: value for at, value in where.items() if low <= at < high}

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from bigdiff.config.errors import RunError
 from bigdiff.engine.buckets import cut
+from bigdiff.engine.groups import Groups
 from bigdiff.engine.reduction import Reduction
 from bigdiff.runtime.clock import Clock
 from bigdiff.runtime.world import enter, leave
@@ -33,6 +34,7 @@ net = Net()
 names = [name for name, _ in net.named_parameters()]
 weights = list(net.parameters())
 buckets = cut([one.numel() for one in weights], 45, world.size)
+groups = Groups(size=world.size, count=1, member=world.rank, number=0)
 own = torch.full((buckets.own,), float("nan"))
 sent = []
 given = dist.reduce_scatter_tensor
@@ -53,7 +55,7 @@ def whole(share):
 SUMS = (
     NETWORK
     + """
-reduction = Reduction(weights, buckets, own, Clock(world.device))
+reduction = Reduction(weights, buckets, groups, own, Clock(world.device))
 inputs = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(world.rank))
 told = []
 for number, first in enumerate((True, False, True)):
@@ -76,7 +78,7 @@ leave()
 TWICE = (
     NETWORK
     + """
-reduction = Reduction(weights, buckets, own, Clock(world.device))
+reduction = Reduction(weights, buckets, groups, own, Clock(world.device))
 reduction.begin(True)
 x = torch.randn(3, 5, requires_grad=True)
 hidden = checkpoint(net.first, x, use_reentrant=True) + checkpoint(net.first, 2 * x, use_reentrant=True)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from diffusers import UNet2DConditionModel
 from torch import nn
 from bigdiff.engine.buckets import cut
+from bigdiff.engine.groups import Groups
 from bigdiff.engine.weights import Weights, blocks_of
 from bigdiff.runtime.clock import Clock
 from bigdiff.runtime.world import enter, leave
@@ -43,7 +44,8 @@ trained = dict(net.named_parameters())
 before = {name: one.detach().clone() for name, one in trained.items()}
 sizes = [one.numel() for one in trained.values()]
 buckets = cut(sizes, 2500, world.size)
-weights = Weights(trained, buckets, world.rank, Clock(world.device), apart)
+groups = Groups(size=world.size, count=1, member=world.rank, number=0)
+weights = Weights(trained, buckets, groups, Clock(world.device), apart)
 bucket_of = {name: n for n, one in enumerate(buckets.buckets) for name in [list(trained)[p] for p in one.parameters]}
 begins = all(torch.equal(one, before[name]) for name, one in trained.items())
 weights.waited_for_by(net)

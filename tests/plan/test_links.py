@@ -29,6 +29,16 @@ def test_calls_pay_their_latency_each_and_share_the_bytes() -> None:
     assert ten - one == pytest.approx(9 * (8.4 + 56 * 3.4 + 7 * 9.6) * 1e-6, rel=1e-6)
 
 
+def test_groups_far_apart_have_a_network_card_for_each_rank() -> None:
+    size = 8_000_000_000
+    near = Volume(what="", kind="all-reduce", when="step", bytes=size, calls=1, group=8)
+    assert seconds(near, 512, H100) == seconds(volume("all-reduce", size), 8, H100)
+    far = Volume(what="", kind="all-gather", when="step", bytes=size, calls=1, group=64, apart=8)
+    assert seconds(far, 512, H100) == pytest.approx(63 / 64 * size / 40e9, rel=0.01)
+    small = Volume(what="", kind="all-reduce", when="step", bytes=8, calls=1, group=64, apart=8)
+    assert seconds(small, 512, H100) == pytest.approx((4.4 + 2 * 6 * 8.5) * 1e-6, rel=0.01)  # a tree of 64 nodes
+
+
 def test_a_published_measurement_of_two_nodes() -> None:
     """nccl-tests on 2 x 8 H100 with 8 x 200 Gb/s cards: 47.5 ms for 8.59 GB, 6.8 for 1.07 GB, 1.65 for 134 MB.
 

@@ -52,12 +52,24 @@ def test_accumulation_at_stage_2_reduces_each_pass() -> None:
     assert twice.sent - once.sent == pytest.approx(reduced, rel=1e-6)
 
 
+def test_groups_of_ranks_pay_short_rings_and_a_larger_update() -> None:
+    ours = ["engine.sharding=overlapped", "batch.total=2048"]
+    many = Weights(sizes=(5_000_000,) * 172, frozen=0)  # of which a bucket takes ten
+    one = predict(load_stage("512px", ours), many, 512, MACHINE)
+    nodes = predict(load_stage("512px", [*ours, "engine.shard_ranks=8"]), many, 512, MACHINE)
+    assert nodes.exposed < one.exposed / 4
+    assert nodes.update == pytest.approx(64 * one.update, rel=1e-3)
+    assert nodes.seconds < one.seconds
+
+
 def test_the_first_bucket_is_never_hidden_and_a_slow_network_shows() -> None:
     during = [Volume(what="", kind="all-reduce", when="backward", bytes=1, calls=10)]
     assert uncovered(during, taken=1.0, window=100.0, done=1) == pytest.approx(0.1)
     assert uncovered(during, taken=10.0, window=1.0, done=1) == pytest.approx(9.1)
     assert uncovered([replace(during[0], calls=1)], taken=5.0, window=100.0, done=1) == pytest.approx(5.0)
     assert uncovered([], 0.0, 1.0, 1) == 0
+    # a bucket's second collective is no bucket of its own
+    assert uncovered([*during, replace(during[0], apart=8)], taken=1.0, window=100.0, done=1) == pytest.approx(0.1)
 
 
 def test_a_batch_is_fitted_to_the_ranks() -> None:

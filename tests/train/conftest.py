@@ -67,6 +67,7 @@ CASES = [
         for kind in ("fp32", "bf16")
         for micro in (4, 2)
     ),
+    f"engine.sharding=overlapped engine.shard_ranks=1 engine.precision=bf16 {BUCKETS}",
     *(f"engine.zero_stage=3 engine.precision=fp32 {BUCKETS} reuse={distance}" for distance in (0, 1_000_000, 10**9)),
 ]
 Seen = dict[str, dict[str, Any]]

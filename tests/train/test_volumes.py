@@ -68,6 +68,10 @@ def test_sd_v1_at_stage_1_sends_three_times_its_weights() -> None:
     ours = load_stage("512px", ["engine.sharding=overlapped", "batch.total=1024"])
     sent = sum(one.sent(256) for one in volumes(ours, [859_520_964], 256, gpu=True, half=True))
     assert sent / 1e9 == pytest.approx(3.44 * 255 / 256, abs=0.01)
+    # within a node as much, and an eighth of it round the 32 nodes
+    nodes = load_stage("512px", ["engine.sharding=overlapped", "engine.shard_ranks=8", "batch.total=1024"])
+    sent = sum(one.sent(256) for one in volumes(nodes, [859_520_964], 256, gpu=True, half=True))
+    assert sent / 1e9 == pytest.approx(3.44 * 7 / 8 + 3.44 / 8 * 31 / 32, abs=0.01)
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
