@@ -19,6 +19,7 @@ Span = Literal["always", "pass", "step"]  # between steps, too; in a forward and
 # Of a device's memory: the CUDA context, NCCL's channels and what the allocator cannot use. Assumed, not measured.
 RESERVED: Final = 2.0e9
 USABLE: Final = 0.95
+GLOO: Final = "gloo's copies, at most"  # of what it sends and gathers, on a CPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +96,7 @@ def transient(
         # a bucket's, until its last one comes; the rest of the vector waits where it is sent from
         parts += [("gradients of a bucket", "pass", width * min(max(bucket, *weights.sizes), total))]
         if not gpu:
-            parts += [("gloo's copies", "pass", width * total if sharing(stage, ranks) > 1 else 0)]
+            parts += [(GLOO, "pass", width * (total + own) if sharing(stage, ranks) > 1 else 0)]
             parts += [("gradients, cast", "pass", 4 * own if half and done > 1 else 0)]
     elif zero_stage == 0:
         # in bf16 fp32 copies for Adam; in fp32 the flat bucket of the reduction

@@ -7,7 +7,7 @@ import pytest
 
 from bigdiff.config.load import load_stage
 from bigdiff.models.activations import Activations
-from bigdiff.train.memory import Part, Ranks, Weights, largest_micro, own_elements, peak, room, state, transient
+from bigdiff.train.memory import GLOO, Part, Ranks, Weights, largest_micro, own_elements, peak, room, state, transient
 
 LAYERS = (*[(350, 350)] * 8, (350, 351), (351, 351))  # tests/train/observed.py
 SIZES = tuple(one for a, b in LAYERS for one in ((a * b, b) if b != 351 else (a * b,)))
@@ -41,8 +41,10 @@ def test_what_a_step_takes_beside_it_is_near_the_allocators_trace(
         if "reuse=" in case:
             continue
         stage = load_stage(str(stage_file), case.split())
-        modelled = peak(transient(stage, weights, ranks, one["half"], False, NONE))
-        assert 0.6 < one["peak"] / modelled < 1.4, case
+        parts = transient(stage, weights, ranks, one["half"], False, NONE)
+        # how many buckets gloo's threads have copied and not yet sent is a matter of time
+        least = peak([part for part in parts if part.name != GLOO])
+        assert 0.6 * least < one["peak"] < 1.4 * peak(parts), case
 
 
 def test_sd_v1_on_64_gpus() -> None:
