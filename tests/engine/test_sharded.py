@@ -78,7 +78,7 @@ def test_gradients_go_once_a_pass_and_weights_once_a_step(
         for member, master in one["masters"]:  # copies of the same part are the same, bit for bit
             assert all(other == master for place, other in one["masters"] if place == member)
         if size == 1:
-            assert one["calls"] == [] and one["seconds"] < 1e-3
+            assert one["calls"] == []
             continue
         if "engine.shard_ranks" in str(options):
             grouped(one["calls"], size)
