@@ -82,22 +82,18 @@ class Engine:
             sum_in_fp32(module)
         layout = dense((name, parameter.shape) for name, parameter in trained.items())  # stage 3 empties the shapes
         self._adam = optim.build(list(trained.values()), stage.optim)
-        begin = self._ours if stage.engine.sharding == "overlapped" else self._theirs
-        self._engine, self._zero, self._clock = begin(module, trained, layout, stage, world)
+        self._engine: Any
+        self._zero: Zero
+        self._clock: Collectives | Clock
+        if stage.engine.sharding == "overlapped":
+            ours = Sharded(module, trained, layout, self._adam, stage, world)
+            self._engine, self._zero, self._clock = ours, ours, ours.clock
+        else:
+            self._engine, self._zero = self._theirs(module, trained, layout, stage, world)
+            self._clock = Collectives(world.device)
         self.module: nn.Module = self._engine.module
         self._adam.norm = self._zero.norm
         self.partition: Partition = self._zero.partition  # for the EMA and the checkpoint
-
-    def _ours(
-        self,
-        module: nn.Module,
-        trained: dict[str, nn.Parameter],
-        layout: tuple[Placed, ...],
-        stage: Stage,
-        world: World,
-    ) -> tuple[Any, Zero, Collectives | Clock]:
-        ours = Sharded(module, trained, layout, self._adam, stage, world)
-        return ours, ours, ours.clock
 
     def _theirs(
         self,
@@ -106,7 +102,7 @@ class Engine:
         layout: tuple[Placed, ...],
         stage: Stage,
         world: World,
-    ) -> tuple[Any, Zero, Collectives | Clock]:
+    ) -> tuple[Any, Zero]:
         config = configuration(stage, world.size, self.half, sum(one.size for one in layout))
         apart = set_apart(module, trained.values()) if stage.engine.zero_stage == 3 else []
         moved(apart, world.device, torch.bfloat16 if self.half else torch.float32)
@@ -114,7 +110,7 @@ class Engine:
             model=module, optimizer=self._adam, config=config, dist_init_required=False
         )
         zero = self._behind(engine.optimizer, stage, layout, trained, world.rank)
-        return engine, zero, Collectives(world.device)
+        return engine, zero
 
     def _behind(
         self,

@@ -60,19 +60,19 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
     own = own_elements(stage, weights, ranks)
     masters = 4 * own if zero_stage > 0 or half else 0  # stage 0 in fp32 steps the weights themselves
     averaged = total // ranks if zero_stage == 0 else own
-    if stage.engine.sharding == "overlapped":  # each group answers for a part
-        averaged = math.ceil(own / (ranks // sharing(stage, ranks)))
+    whole = own if zero_stage == 3 else total
+    if stage.engine.sharding == "overlapped":  # each group answers for a part of the averages; there are gaps
+        group = sharing(stage, ranks)
+        averaged, whole = math.ceil(own / (ranks // group)), own * group
     parts = [
-        ("weights", width * (own if zero_stage == 3 else total)),
+        ("weights", width * whole),
         ("frozen weights", width * weights.frozen),
         ("masters", masters),
         ("moments", 8 * own),
         ("averages", 4 * len(profiles(stage.ema)) * averaged),
     ]
     if stage.engine.sharding == "overlapped":
-        whole = width * own * sharing(stage, ranks)
-        parts[0] = ("weights", whole)
-        parts += [("gradients to be sent", whole), ("gradients", (4 + width) * own)]
+        parts += [("gradients to be sent", width * whole), ("gradients", (4 + width) * own)]
     if zero_stage == 3:
         small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
         bucket = width * bucket_of(stage, total)

@@ -100,20 +100,35 @@ def _overlapped(found: Buckets, ranks: int, width: int, done: int) -> tuple[Volu
     size, calls, whole = found.ranks, len(found.buckets), found.total * width
     told = []
     if size > 1:
-        told.append(_volume("gradients", "reduce-scatter", "backward", whole * done, calls * done, size))
-        told.append(_volume("new weights", "all-gather", "first", whole, calls, size))
+        told += [
+            Volume(
+                what="gradients",
+                kind="reduce-scatter",
+                when="backward",
+                bytes=whole * done,
+                calls=calls * done,
+                group=size,
+            ),
+            Volume(what="new weights", kind="all-gather", when="first", bytes=whole, calls=calls, group=size),
+        ]
     if size < ranks:
-        own, groups = found.own * width * done, ranks // size
-        told.append(_volume("gradients, between groups", "all-reduce", "backward", own, calls * done, groups, size))
+        told.append(
+            Volume(
+                what="gradients, between groups",
+                kind="all-reduce",
+                when="backward",
+                bytes=found.own * width * done,
+                calls=calls * done,
+                group=ranks // size,
+                apart=size,
+            )
+        )
         if size > 1:
-            told.append(_volume("gradient norm", "all-gather", "step", 4 * size, 1, size))
+            norms = 4 * size
+            told.append(Volume(what="gradient norm", kind="all-gather", when="step", bytes=norms, calls=1, group=size))
     elif ranks > 1:
-        told.append(_volume("gradient norm", "all-reduce", "step", 4, 1))
+        told.append(Volume(what="gradient norm", kind="all-reduce", when="step", bytes=4, calls=1))
     return tuple(told)
-
-
-def _volume(what: str, kind: Kind, when: When, size: int, calls: int, group: int = 0, apart: int = 1) -> Volume:  # noqa: PLR0913
-    return Volume(what=what, kind=kind, when=when, bytes=size, calls=calls, group=group, apart=apart)
 
 
 def _scattered(stage: Stage, sizes: Sequence[int], ranks: int, width: int, done: int) -> tuple[Volume, ...]:
