@@ -215,7 +215,7 @@ class Engine:
     # pass. The numbers are DeepSpeed's but for rounding, and each resumes the other's checkpoints. No GPU has run it
     sharding: Literal["deepspeed", "overlapped"] = "deepspeed"
     # with overlapped: so many neighbours, as a node's, shard among themselves, and groups of them have copies; 0: all
-    # ranks are one group. A ring over hundreds of ranks takes longer than a backward pass; launch/plan.py compares
+    # ranks are one group. A ring over hundreds of ranks takes longer than a backward pass; launch/plan.py names a size
     shard_ranks: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 over fp32 masters on GPU, fp32 on CPU
     channels_last: bool = True  # of the activations; ZeRO lays the weights flat, so they cannot be

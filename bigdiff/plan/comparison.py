@@ -26,7 +26,8 @@ from bigdiff.config.schema import Stage
 from bigdiff.metrics import readings
 from bigdiff.plan import forecast, probe, table
 from bigdiff.plan.counted import Counted, counted, of
-from bigdiff.plan.forecast import Basis, Forecast
+from bigdiff.plan.forecast import Forecast
+from bigdiff.plan.machine import NETWORK, Basis
 from bigdiff.plan.room import used
 from bigdiff.runtime import devices
 from bigdiff.runtime.files import write_json
@@ -186,7 +187,7 @@ def _bytes(seen: _Seen, known: Counted) -> list[Pair]:
     return [one for one in pairs if one.predicted]  # what is not counted of this stage is 0
 
 
-def recorded(run: Path, measurement: Path | None = None, network: float = forecast.NETWORK) -> Sequence[RenderableType]:
+def recorded(run: Path, measurement: Path | None = None, network: float = NETWORK) -> Sequence[RenderableType]:
     """Compare, write forecast.json into the run's folder, and tell a person.
 
     Raises:
@@ -258,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bigdiff.plan.comparison", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--probe", type=Path, help="a measurement of launch/probe.py instead of the table of devices")
-    parser.add_argument("--network", type=float, default=forecast.NETWORK, help="Gb/s between nodes for each rank")
+    parser.add_argument("--network", type=float, default=NETWORK, help="Gb/s between nodes for each rank")
     arguments = parser.parse_args()
     if not arguments.network > 0:
         raise UsageError(f"--network {arguments.network:g} must be positive")

@@ -12,41 +12,30 @@ from bigdiff.models import activations, flops
 from bigdiff.models.activations import Activations
 from bigdiff.models.flops import Flops
 from bigdiff.models.network import network
-from bigdiff.plan import buckets, probe
+from bigdiff.plan import buckets, probe, sharding
 from bigdiff.plan.buckets import Bucket
 from bigdiff.plan.cost import Cost, cost
-from bigdiff.plan.links import EFFICIENCY, Fabric
-from bigdiff.plan.probe import Probe
-from bigdiff.plan.scaling import BANDWIDTH, FRACTION, KERNEL, Machine, Pace, Step, fitted, floor, predict, update_bytes
+from bigdiff.plan.machine import NETWORK, Basis, Image, described
+from bigdiff.plan.scaling import Machine, Step, fitted, predict
+from bigdiff.plan.sharding import Setting, Sharding
 from bigdiff.plan.storage import Pictures, Storage, storage
-from bigdiff.runtime.devices import Device, device
+from bigdiff.runtime.devices import device
 from bigdiff.train import recomputing
-from bigdiff.train.memory import Part, Ranks, Weights, largest_micro, state, transient
+from bigdiff.train.memory import RESERVED, USABLE, Part, Ranks, Weights, largest_micro, peak, state, transient
 from bigdiff.train.recomputing import Counted
 from bigdiff.train.volumes import Volume, volumes
 
 _GIVEN: Final = ("cluster", "nodes", "network", "price", "samples", "picture_kb")
-NETWORK: Final = 400.0  # Gb/s of each device's card, where nothing else is given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Basis:
-    """What a forecast rests on: a row of the table, a measurement, or both."""
+class Better:
+    """A setting of the sharding that the model says is better than the stage's own."""
 
-    device: Device | None = None
-    probe: Probe | None = None
-    network: float = NETWORK  # Gb/s between nodes for each rank
-    price: float = 0.0  # of a device and hour
-    pictures: Pictures = field(default_factory=Pictures)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Image:
-    """What an image takes of the network, and of what is recomputed of it."""
-
-    flops: Flops
-    activations: Activations
-    told: str = ""  # what engine.gradient_checkpointing=auto chooses
+    setting: Setting
+    step: Step
+    efficiency: float  # relative to the first row, which has the stage's own setting
+    fits: bool  # False: nobody knows, as no memory is known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +51,7 @@ class Row:
     largest: int  # samples of the largest micro-batch; 0: the device is unknown
     volumes: tuple[Volume, ...]
     bucket: Bucket | None  # that leaves the least exposed; None where none has an effect
+    better: Better | None  # None where no setting that fits is worth a name
     cost: Cost
 
 
@@ -140,38 +130,40 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
     Raises:
         UsageError: for a stage that cannot be planned, or a batch that does not divide.
     """
-    gpu = given.probe.device != "cpu" if given.probe else True
+    gpu = given.gpu
     half = in_bf16(stage, gpu)
     found = network(stage)
-    weights = Weights(sizes=found.sizes, frozen=found.frozen)
-    plain = Image(flops=flops.per_image(stage), activations=activations.per_image(stage, half))
-    auto = recomputing.counted(stage, half) if stage.engine.gradient_checkpointing == AUTO else None
-    memory = 1e9 * stage.engine.memory_gb or (given.device.memory if given.device else 0.0)
+    known = _Known(
+        cluster=cluster,
+        given=given,
+        weights=Weights(sizes=found.sizes, frozen=found.frozen),
+        plain=Image(flops=flops.per_image(stage), activations=activations.per_image(stage, half)),
+        auto=recomputing.counted(stage, half) if stage.engine.gradient_checkpointing == AUTO else None,
+    )
+    weights, memory = known.weights, 1e9 * stage.engine.memory_gb or (given.device.memory if given.device else 0.0)
     rows: list[Row] = []
     assumed: list[str] = []
     for number in nodes:
         on = Ranks(count=number * cluster.processes_per_node, gpu=gpu, half=half, memory=memory)
         one = fitted(stage, on.count)
-        image = _chosen(one, on, plain, auto) if auto else plain
-        machine, told = _machine(one, cluster, given, image, len(weights.sizes))
-        step = predict(one, weights, on.count, machine)
+        planned = _planned(one, on, known)
+        step, image = planned.step, planned.image
+        first = rows[0].step if rows else step
         row = Row(
             nodes=number,
             stage=one,
             image=image,
             step=step,
-            efficiency=step.efficiency(rows[0].step if rows else step),
-            parts=(
-                *state(one, weights, on.count, half),
-                *transient(one, weights, on.count, half, gpu, image.activations),
-            ),
-            largest=_largest(one, weights, on, image, auto),
+            efficiency=step.efficiency(first),
+            parts=planned.parts,
+            largest=_largest(one, weights, on, image, known.auto),
             volumes=volumes(one, weights.sizes, on.count, gpu, half),
-            bucket=buckets.best(one, weights, on.count, machine),
+            bucket=buckets.best(one, weights, on.count, planned.machine),
+            better=_better(one, on, known, planned, first),
             cost=cost(one, step, given.price, given.device.node_watts if given.device else 0.0),
         )
         rows.append(row)
-        assumed += [*told, *([f"{number:,} nodes: {image.told}"] if image.told else [])]
+        assumed += [*planned.told, *([f"{number:,} nodes: {image.told}"] if image.told else [])]
     return Forecast(
         stage=stage,
         weights=weights,
@@ -182,17 +174,72 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
     )
 
 
-def _chosen(stage: Stage, on: Ranks, plain: Image, auto: Counted) -> Image:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """What all rows rest on."""
+
+    cluster: Cluster
+    given: Basis
+    weights: Weights
+    plain: Image  # with nothing recomputed that the stage does not name
+    auto: Counted | None  # None: engine.gradient_checkpointing is not auto
+    followed: dict[bool | str, Activations] = field(default_factory=dict)  # by what is recomputed; seconds each
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Planned:
+    """A stage, whose micro-batch is fitted, on so many ranks."""
+
+    image: Image
+    machine: Machine
+    told: tuple[str, ...]
+    step: Step
+    parts: tuple[Part, ...]
+
+
+def _planned(stage: Stage, on: Ranks, known: _Known) -> _Planned:
+    weights = known.weights
+    image = _chosen(stage, on, known, known.auto) if known.auto else known.plain
+    machine, told = described(stage, known.cluster, known.given, image, len(weights.sizes))
+    passing = transient(stage, weights, on.count, on.half, on.gpu, image.activations)
+    return _Planned(
+        image=image,
+        machine=machine,
+        told=told,
+        step=predict(stage, weights, on.count, machine),
+        parts=(*state(stage, weights, on.count, on.half), *passing),
+    )
+
+
+def _better(stage: Stage, on: Ranks, known: _Known, own: _Planned, first: Step) -> Better | None:
+    """The best setting of the sharding that fits, planned as the stage's own is, where it is worth a name."""
+    kinds: tuple[Sharding, ...] = ("deepspeed", "overlapped")
+    machines: dict[Sharding, Machine] = {}
+    for kind in kinds:
+        one = replace(stage, engine=replace(stage.engine, sharding=kind))
+        machines[kind], _ = described(one, known.cluster, known.given, own.image, len(known.weights.sizes))
+    for setting in sharding.better(stage, known.weights, on.count, known.cluster.processes_per_node, machines):
+        planned = _planned(setting.of(stage), on, known)  # with auto it may recompute more than the stage's own
+        gains = planned.step.efficiency(own.step) >= 1 + sharding.GAIN
+        fits = peak(planned.parts) <= USABLE * on.memory - RESERVED
+        if gains and (fits or not on.memory):
+            efficiency = planned.step.efficiency(first)
+            return Better(setting=setting, step=planned.step, efficiency=efficiency, fits=fits)
+    return None
+
+
+def _chosen(stage: Stage, on: Ranks, known: _Known, auto: Counted) -> Image:
     """What an image takes with the units that the trainer will recompute of `stage` on these ranks."""
-    chosen = recomputing.choose(stage, on, auto)
+    chosen, plain = recomputing.choose(stage, on, auto), known.plain
     told = chosen.line(plain.flops.needed)
     if not chosen.names:
         return replace(plain, told=told)
-    followed = activations.per_image(recomputing.switched(stage, chosen.how), on.half)
+    if chosen.how not in known.followed:
+        known.followed[chosen.how] = activations.per_image(recomputing.switched(stage, chosen.how), on.half)
     return Image(
         flops=replace(plain.flops, recomputed=chosen.flops),
         # of many images: of one by itself a weight's gradient may be the most that there is at once
-        activations=replace(followed, peak=chosen.peak),
+        activations=replace(known.followed[chosen.how], peak=chosen.peak),
         told=told,
     )
 
@@ -204,70 +251,3 @@ def _largest(stage: Stage, weights: Weights, on: Ranks, image: Image, auto: Coun
     if auto is not None:
         return recomputing.largest(stage, on, auto)
     return largest_micro(stage, weights, on.count, on.memory, image.activations)
-
-
-def _machine(
-    stage: Stage, cluster: Cluster, given: Basis, image: Image, tensors: int
-) -> tuple[Machine, tuple[str, ...]]:
-    counted, kept = image.flops, image.activations
-    between = given.network * 1e9 / 8 * EFFICIENCY
-    share = (counted.backward + counted.recomputed) / counted.total
-    wire = f"modelled: {given.network:g} Gb/s between nodes for each rank, of which a ring reaches {EFFICIENCY:.0%}"
-    if given.probe is not None:
-        return _measured(stage, cluster, given.probe, counted, Pace(image=0.0, backward=share), between, wire)
-    row = given.device
-    assert row is not None, "a basis has one of them"
-    pace = Pace(
-        image=counted.total / (row.peak * FRACTION),
-        floor=floor(stage, kept.kernels, tensors),
-        element=update_bytes(stage, half=True) / (row.bandwidth * BANDWIDTH),
-        backward=share,
-    )
-    fabric = Fabric(per_node=cluster.processes_per_node, inside=row.link * EFFICIENCY, between=between)
-    told = (
-        f"modelled: passes reach {FRACTION:.0%} of {row.name}'s {row.peak / 1e12:g} TFLOP/s ({row.source})",
-        f"modelled: a pass takes at least {pace.floor * 1e3:.1f} ms of the host: {kept.kernels:,} operators x "
-        f"{KERNEL * 1e6:g} us, and what {stage.engine.sharding} does with {tensors:,} gradients",
-        f"modelled: AdamW, casts and averages move {update_bytes(stage, half=True)} bytes an element "
-        f"at {BANDWIDTH:.0%} of {row.bandwidth / 1e12:g} TB/s",
-        f"modelled: {row.link / 1e9:g} GB/s inside a node, of which a ring reaches {EFFICIENCY:.0%}",
-        wire,
-        "left out: stragglers, reading, checkpoints, previews, restarts",
-    )
-    return Machine(pace=pace, fabric=fabric), told
-
-
-def _measured(  # noqa: PLR0913 (one call)
-    stage: Stage, cluster: Cluster, measured: Probe, counted: Flops, pace: Pace, between: float, wire: str
-) -> tuple[Machine, tuple[str, ...]]:
-    gpu, scale = measured.device != "cpu", counted.total / measured.flops
-    if in_bf16(stage, gpu) != measured.half:
-        raise UsageError(f"the probe's precision is not that of stage {stage.name}: measure it with launch/probe.py")
-    pace = replace(
-        pace,
-        image=measured.image * scale,
-        fixed=measured.fixed,
-        element=measured.element,
-        step=measured.step,
-        overlap=gpu,
-    )
-    inside = measured.rate or between
-    fabric = Fabric(per_node=cluster.processes_per_node, inside=inside, between=between, latency=measured.latency)
-    scaled = "" if scale == 1 else f", times {scale:.3g} for this stage's FLOPs"
-    told = [
-        f"measured: {measured.image * 1e3:.4g} ms an image and {measured.fixed * 1e3:.4g} ms a pass{scaled} "
-        f"on {measured.device} ({measured.ranks} ranks at once, stage {measured.stage}, {measured.date})",
-        f"measured: {measured.element * 1e9:.4g} ns an element of the update, "
-        f"{measured.step * 1e3:.4g} ms a step beside",
-    ]
-    if measured.rate:
-        told.append(f"measured: {measured.rate / 1e9:.4g} GB/s and {measured.latency * 1e6:.4g} us inside a node")
-    if not gpu:
-        told.append("modelled: no collective runs beside a pass, as gloo's do not")
-    if measured.ranks != cluster.processes_per_node:
-        told.append(f"doubtful: measured with {measured.ranks} ranks, planned for {cluster.processes_per_node} a node")
-    return Machine(pace=pace, fabric=fabric, gpu=gpu, half=measured.half), (
-        *told,
-        wire,
-        "left out: stragglers, reading, checkpoints, previews, restarts",
-    )

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bigdiff.plan.cost import Cost
-from bigdiff.plan.forecast import Basis, Forecast, Row
+from bigdiff.plan.forecast import Forecast, Row
+from bigdiff.plan.machine import Basis
 from bigdiff.plan.storage import hours
 from bigdiff.plan.table import blank
 from bigdiff.train.memory import peak
@@ -50,6 +51,7 @@ def _stage(one: Forecast, given: Basis, out: Console) -> list[RenderableType]:
         _traffic(one.rows, out),
         Text(),
         *_buckets(one.rows, out),
+        *_better(one.rows, given),
         _cost(one, out),
         Text(),
         _storage(one, given, out),
@@ -134,6 +136,25 @@ def _buckets(rows: Sequence[Row], out: Console) -> list[RenderableType]:
             lines.append((f"{row.nodes:,}", *shown))
     names = ["nodes", "engine.bucket_elements", "links ms ~", "least with ~", "links ms ~"]
     return [_filled(out, names, lines), Text()] if lines else []
+
+
+def _better(rows: Sequence[Row], given: Basis) -> list[RenderableType]:
+    """Settings of the sharding that the model has better than the stage's own; nothing where there are none."""
+    found = [(row, row.better) for row in rows if row.better is not None]
+    if not found:
+        return []
+    doubts = []
+    if given.gpu and any(better.setting.sharding == "overlapped" for _, better in found):
+        doubts.append("no GPU has run engine.sharding=overlapped yet")
+    if not all(better.fits for _, better in found):
+        doubts.append("no memory is known to hold them against")
+    lines = [
+        f"{row.nodes:,} nodes: {better.efficiency:.1%} efficiency for {row.efficiency:.1%} with "
+        f"{' '.join(better.setting.words(row.stage.engine))}"
+        for row, better in found
+    ]
+    head = "better by this model ~" + (f" ({'; '.join(doubts)}):" if doubts else ":")
+    return [Text("\n".join([head, *lines])), Text()]
 
 
 def _together(forecasts: Sequence[Forecast], given: Basis, out: Console) -> list[RenderableType]:

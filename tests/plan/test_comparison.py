@@ -10,7 +10,8 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.load import dump, load_cluster, load_stage
 from bigdiff.models.network import network
 from bigdiff.plan import comparison, probe
-from bigdiff.plan.forecast import Basis, forecast
+from bigdiff.plan.forecast import forecast
+from bigdiff.plan.machine import Basis
 from bigdiff.plan.probe import Probe
 from bigdiff.runtime.devices import device
 from bigdiff.runtime.records import write

@@ -4,7 +4,8 @@ import pytest
 
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.plan.counted import counted, of
-from bigdiff.plan.forecast import Basis, forecast
+from bigdiff.plan.forecast import forecast
+from bigdiff.plan.machine import Basis
 from bigdiff.runtime.devices import device
 
 SMALL = (

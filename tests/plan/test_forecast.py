@@ -11,9 +11,11 @@ from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.config.schema import Stage
 from bigdiff.models import checkpointing
-from bigdiff.plan.forecast import Basis, Forecast, asked, forecast
+from bigdiff.plan.forecast import Better, Forecast, asked, forecast
+from bigdiff.plan.machine import Basis
 from bigdiff.plan.probe import Probe
 from bigdiff.plan.scaling import FRACTION
+from bigdiff.plan.sharding import GAIN
 from bigdiff.runtime.devices import device
 from bigdiff.runtime.world import World
 from bigdiff.train import networks, recomputing
@@ -58,6 +60,39 @@ def test_mlperfs_curve_is_above_what_is_measured_as_stragglers_are_left_out() ->
     assert many.efficiency < 0.56  # four images a pass wait for what DeepSpeed's host does with each gradient
     ours = ("engine.sharding=overlapped", "engine.bucket_elements=300000000")
     assert 0.56 < sd("batch.micro=64", *ours).rows[2].efficiency < 0.9
+
+
+def test_what_is_named_gives_what_was_named_when_it_is_planned() -> None:
+    found = sd("batch.micro=64")
+    assert [row.better is not None for row in found.rows] == [False, True, True, True]  # 8 GPUs gain 0.3 %
+    for number, row in enumerate(found.rows):
+        if row.better is not None:
+            planned = sd("batch.micro=64", *row.better.setting.words(found.stage.engine))
+            assert planned.rows[number].step == row.better.step
+            assert planned.rows[number].step.efficiency(found.rows[0].step) == row.better.efficiency
+            assert row.better.efficiency >= row.efficiency * (1 + GAIN) and row.better.fits
+            assert planned.rows[number].better is None  # who has it is told of no other
+    words = "engine.sharding=overlapped", "engine.shard_ranks=32"  # as docs/planning.md has it
+    assert found.rows[2].better is not None and found.rows[2].better.setting.words(found.stage.engine) == words
+
+
+def test_what_does_not_fit_is_not_named() -> None:
+    given = Basis(device=device("h100"))
+    assert given.device is not None
+    (whole,) = forecast(load_stage("512px"), CLUSTER, (64,), given).rows
+    assert whole.better is not None
+    (planned,) = forecast(whole.better.setting.of(load_stage("512px")), CLUSTER, (64,), given).rows
+
+    def within(most: int) -> Better | None:
+        row = replace(device("h100"), memory=(most + RESERVED) / USABLE)
+        return forecast(load_stage("512px"), CLUSTER, (64,), replace(given, device=row)).rows[0].better
+
+    assert within(peak(planned.parts) + 1) == whole.better
+    other = within(peak(planned.parts) - 2 * 10**8)  # more than smaller buckets save
+    assert other is not None and other.setting.group(512) > whole.better.setting.group(512)
+    (fits,) = forecast(other.setting.of(load_stage("512px")), CLUSTER, (64,), given).rows
+    assert peak(fits.parts) < peak(planned.parts) and other.step == fits.step
+    assert peak(whole.parts) < peak(fits.parts) and within(peak(whole.parts) + 1) is None
 
 
 def test_a_measurement_takes_the_tables_place(probed: Probe) -> None:

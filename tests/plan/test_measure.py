@@ -5,7 +5,8 @@ import pytest
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.plan import measure
-from bigdiff.plan.forecast import Basis, forecast
+from bigdiff.plan.forecast import forecast
+from bigdiff.plan.machine import Basis
 
 TINY = [
     "model.text.encoder=nowhere",

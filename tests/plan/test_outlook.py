@@ -1,15 +1,19 @@
 import io
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from rich.console import Console
 
 from bigdiff.config.load import load_cluster, load_stage
-from bigdiff.plan.forecast import Basis, Forecast, forecast
+from bigdiff.plan.forecast import Forecast, forecast
+from bigdiff.plan.machine import Basis
 from bigdiff.plan.outlook import report
+from bigdiff.plan.probe import Probe
 from bigdiff.runtime.devices import device
 
 SMALL = ("model.unet.block_out_channels=[32,64,128,128]", "model.unet.attention_head_dim=4")
+TWO = replace(load_cluster("local"), processes_per_node=2)
 GIVEN = Basis(device=device("h200"), price=3.0)
 
 
@@ -66,3 +70,31 @@ def test_what_auto_recomputes_is_told_for_each_number_of_nodes() -> None:
     assert "1 nodes: engine.gradient_checkpointing=auto recomputes" in text and "more FLOPs" in text
     assert "64 nodes: engine.gradient_checkpointing=auto recomputes nothing" in text
     assert f"+ {found.flops.recomputed / 1e9:,.1f} recomputed" in text and found.flops.recomputed > 0
+
+
+def test_a_better_setting_is_named_as_one_would_give_it_and_with_its_doubts(probed: Probe) -> None:
+    cluster, stage = load_cluster("sd-v1-card"), load_stage("512px", [*SMALL, "batch.micro=64"])
+    found = forecast(stage, cluster, (1, 64), GIVEN)
+    better = found.rows[1].better
+    assert better is not None
+    named = " ".join(better.setting.words(stage.engine))
+    assert named.startswith("engine.sharding=overlapped")
+    text = printed(found, GIVEN)
+    assert f"64 nodes: {better.efficiency:.1%} efficiency for {found.rows[1].efficiency:.1%} with {named}" in text
+    assert "no GPU has run engine.sharding=overlapped yet" in text and "no memory is known" not in text
+    has = forecast(better.setting.of(stage), cluster, (64,), GIVEN)
+    assert "better by this model" not in printed(has, GIVEN)
+    on_cpu = Basis(probe=replace(probed, rate=1e7))
+    local = forecast(
+        load_stage("quickstart-32px", ["model.text.encoder=nowhere", "engine.sharding=deepspeed"]), TWO, [1], on_cpu
+    )
+    text = printed(local, on_cpu)
+    assert "efficiency for 100.0% with engine.sharding=overlapped" in text
+    assert "no memory is known to hold them against" in text and "no GPU" not in text
+
+
+def printed(found: Forecast, given: Basis) -> str:
+    out = Console(file=io.StringIO(), width=160, highlight=False)
+    out.print(report([found], given, out))
+    assert isinstance(out.file, io.StringIO)
+    return " ".join(out.file.getvalue().split())
