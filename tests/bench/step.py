@@ -3,11 +3,12 @@
     python tests/bench/step.py --pixels 256 512 --micro 16 64 [--write]     on a GPU
     python tests/bench/step.py --quick                                      a small UNet, on any machine
 
-All are in one process and take turns: one engine of bigdiff, whose switches are thrown between its turns, and the
-script's networks beside it, 16 bytes a weight (leave it out of --variants for the largest batches). Weights are random,
-latents are noise that bigdiff reads from its own set on disk. Each switch's gradients are first held against the plain
-network's; fp8's distance is told. A graph keeps its memory: of peaks beside one believe that of a variant alone.
---quick checks all of this but the rates.
+All are in one process and take turns: bigdiff's engines, DeepSpeed's and with an "overlapped" variant ours, whose
+switches are thrown between their turns, and the script's networks beside them, each 16 bytes a weight and more (leave
+some out of --variants for the largest batches). Weights are random, latents are noise that bigdiff reads from its own
+set on disk. Each switch's gradients are first held against the plain network's; fp8's distance is told. What each
+engine makes of them is held against torch's AdamW. A graph keeps its memory: of peaks beside one believe that of a
+variant alone. --quick checks all of this but the rates.
 """
 
 import argparse
@@ -19,33 +20,21 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from stepping import made, table
-from stepping.kernels import UPDATE, profiled
-from stepping.script import Script
+from stepping import table
+from stepping.kernels import profiled
+from stepping.trainers import Ours, Trainers, sharding, trainers
 from stepping.variants import OFF, QUICK, SCRIPT, VARIANTS
-from torch.profiler import record_function
 
-from bigdiff.config.load import load_stage
-from bigdiff.config.schema import Stage
-from bigdiff.models import agreement, checkpointing, flops, speed
+from bigdiff.models import agreement, flops, speed
 from bigdiff.runtime import devices
-from bigdiff.runtime.stop import Stop
 from bigdiff.runtime.versions import versions
-from bigdiff.runtime.watchdog import Watchdog
 from bigdiff.runtime.world import World, enter, leave
-from bigdiff.train import loop, networks, trial
-from bigdiff.train.inputs import Encoded
-from bigdiff.train.run import Run
-from bigdiff.train.setup import building
 
 
 @dataclass(kw_only=True)
@@ -54,87 +43,13 @@ class Row:
 
     rates: list[float] = field(default_factory=list)  # images/s, of each round
     agrees: str = ""  # what is wrong with its gradients
+    engine: str = ""  # and with what its engine makes of them
     said: list[str] = field(default_factory=list)  # what could not be switched on
     start: float = 0.0  # seconds until it is on, compilation and comparison included
     peak: int | None = None  # bytes, without what the others keep
     waits: int | None = None  # synchronisations with the host in a step
     kernels: dict[str, float] = field(default_factory=dict)  # seconds a step, by class
     largest: list[tuple[str, str, float]] = field(default_factory=list)
-
-
-class Ours:
-    """bigdiff's training between two log lines, of a stage whose switches can be thrown."""
-
-    def __init__(self, run: Run, settings: Callable[..., Stage]) -> None:
-        self.run, self.settings = run, settings
-        self.before: loop.Pending | None = None
-        self.denoiser: Any = run.engine.module
-        found = run.task.captions  # type: ignore[attr-defined] # a diffusion stage's
-        self.captions = found.captions if isinstance(found, Encoded) else found
-        self.texts: dict[str, Any] = {}  # by speed.text_encoder, so that each is compiled once
-        for part, name in ((run.engine, "step"), (run.ema, "update")):
-            setattr(part, name, named(getattr(part, name)))
-
-    def switch(self, options: list[str], samples: list[agreement.Sample]) -> list[str]:
-        """Throw the switches; with samples a compiled UNet is tried on them. What could not be is told."""
-        stage, unet = self.settings(*options), self.denoiser.unet
-        speed.reset(self.denoiser)
-        how = stage.speed.text_encoder
-        if how not in self.texts:
-            self.texts[how] = networks.encoded(stage, self.denoiser, self.captions, self.run.world)
-        captions, said = self.texts[how]
-        self.run.task = replace(self.run.task, stage=stage, captions=captions)
-        checkpointing.recompute(unet, checkpointing.chosen(unet, stage.engine.gradient_checkpointing))
-        return [*said, *speed.apply(self.denoiser, stage.speed, samples, self.run.world)]
-
-    def step(self) -> None:
-        """As bigdiff.train.loop, without its log, previews and checkpoints."""
-        self.before, _ = loop.advance(self.run, self.before)
-
-
-def named(work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, of which a profile says that it is the update."""
-
-    def done(*arguments: Any) -> Any:
-        with record_function(UPDATE):
-            return work(*arguments)
-
-    return done
-
-
-@contextmanager
-def trainers(
-    options: argparse.Namespace, pixels: int, micro: int, world: World
-) -> Iterator[tuple[Ours, Script | None, dict[str, int]]]:
-    """Both, and the bytes that each keeps between steps."""
-    networks, latents = options.folder / "networks", options.folder / f"latents-{pixels}px"
-    base = [*made.settings(networks, latents, options.folder / f"runs-{pixels}-{micro}", micro)]
-    base += made.SMALL if options.quick else []
-
-    @cache
-    def settings(*more: str) -> Stage:
-        return load_stage(f"{256 if options.quick else pixels}px", [*base, *more])
-
-    stage = settings()
-    if not networks.exists():
-        made.write_networks(networks, options.quick)
-    if not latents.exists():
-        made.write_latents(latents, networks, stage.resolution, 1 if options.quick else 4)
-    began = held(world)
-    with building(stage, world, Stop(), Watchdog(world, options.folder, 600)) as run:
-        ours = Ours(run, settings)
-        ours.step()
-        between = held(world)
-        script = None
-        if SCRIPT in options.variants:
-            script = Script(stage, ours.denoiser.text_encoder, world.device, run.engine.half)
-            script.step()
-        yield ours, script, {SCRIPT: held(world) - between, "bigdiff": between - began}
-
-
-def held(world: World) -> int:
-    """Bytes on the device."""
-    return torch.cuda.memory_allocated() if world.device.type == "cuda" else 0
 
 
 def finished(world: World) -> None:
@@ -146,27 +61,18 @@ def compare(options: argparse.Namespace, pixels: int, micro: int, world: World) 
     """All variants by turns."""
     names = [name for name in VARIANTS if name in options.variants]
     rows = {name: Row() for name in names}
-    with trainers(options, pixels, micro, world) as (ours, script, keep):
-        stage = ours.settings()
-        (sample,) = trial.samples(stage, ours.denoiser, trial.shapes(stage, []), world.device)
-        ours.switch(OFF, [])
-        known = agreement.known(ours.denoiser, sample)
-        for name in [name for name in names if name != SCRIPT]:  # before any step moves the weights
-            began = time.perf_counter()
-            rows[name].said = ours.switch(VARIANTS[name], [sample])
-            found = agreement.gradients(ours.denoiser, sample)
-            if ours.run.task.stage.speed.linear == "plain":
-                rows[name].agrees = known.differs(found)
-            else:  # which does not claim to agree
-                rows[name].said.append(f"its gradients are {agreement.apart(found, known.exact):.1%} off in all")
-            rows[name].start = time.perf_counter() - began
-            print(f"  {name}: on after {rows[name].start:.1f} s", flush=True)
+    with trainers(options, pixels, micro, world) as those:
+        for kind, ours in those.ours.items():
+            own = [name for name in names if name != SCRIPT and sharding(name) == kind]
+            agree({name: rows[name] for name in own}, ours)  # before any step moves the weights
+            for name in own if kind == "overlapped" else own[:1]:
+                rows[name].engine = ours.engine_differs(VARIANTS[name])
         for _ in range(options.rounds):
             for name in names:
-                measured(rows[name], name, ours, script, options.steps, micro, keep)
+                measured(rows[name], name, those, options.steps, micro, world)
         for name in names:
-            looked_into(rows[name], name, ours, script, micro)
-        weights = ours.run.engine.partition.total
+            looked_into(rows[name], name, those, micro, world)
+        stage, weights = ours.settings(), ours.run.engine.partition.total
     return {
         "pixels": stage.resolution,
         "micro": micro,
@@ -177,49 +83,50 @@ def compare(options: argparse.Namespace, pixels: int, micro: int, world: World) 
     }
 
 
-def turn(name: str, ours: Ours, script: Script | None, steps: int) -> None:
-    for _ in range(steps):
-        if name == SCRIPT:
-            assert script is not None
-            script.step()
-        else:
-            ours.step()
+def agree(rows: dict[str, Row], ours: Ours) -> None:
+    """Hold the gradients of each variant against the plain network's."""
+    sample = ours.sample(0)
+    ours.switch(OFF, [])
+    known = agreement.known(ours.denoiser, sample)
+    for name, row in rows.items():
+        began = time.perf_counter()
+        row.said = ours.switch(VARIANTS[name], [sample])
+        found = agreement.gradients(ours.denoiser, sample)
+        if ours.run.task.stage.speed.linear == "plain":
+            row.agrees = known.differs(found)
+        else:  # which does not claim to agree
+            row.said.append(f"its gradients are {agreement.apart(found, known.exact):.1%} off in all")
+        row.start = time.perf_counter() - began
+        print(f"  {name}: on after {row.start:.1f} s", flush=True)
 
 
-def measured(
-    row: Row, name: str, ours: Ours, script: Script | None, steps: int, micro: int, keep: dict[str, int]
-) -> None:
+def measured(row: Row, name: str, those: Trainers, steps: int, micro: int, world: World) -> None:
     """One turn: a step that nobody looks at, then `steps` with the clock running."""
-    world = ours.run.world
-    if name != SCRIPT:
-        ours.switch(VARIANTS[name], [])
-    turn(name, ours, script, 1)
+    those.switch(name)
+    those.turn(name, 1)
     finished(world)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    turn(name, ours, script, steps)
+    those.turn(name, steps)
     finished(world)
     row.rates.append(steps * micro / (time.perf_counter() - began))
     if world.device.type == "cuda":
-        others = keep["bigdiff" if name == SCRIPT else SCRIPT]
-        row.peak = max(row.peak or 0, torch.cuda.max_memory_allocated() - others)
+        row.peak = max(row.peak or 0, torch.cuda.max_memory_allocated() - those.others(name))
 
 
-def looked_into(row: Row, name: str, ours: Ours, script: Script | None, micro: int) -> None:
+def looked_into(row: Row, name: str, those: Trainers, micro: int, world: World) -> None:
     """Kernel times and synchronisations of a step."""
-    device = ours.run.world.device
-    if name != SCRIPT:
-        ours.switch(VARIANTS[name], [])
-    turn(name, ours, script, 1)
-    finished(ours.run.world)
-    found = profiled(lambda: turn(name, ours, script, 1), micro / statistics.median(row.rates), device)
+    those.switch(name)
+    those.turn(name, 1)
+    finished(world)
+    found = profiled(lambda: those.turn(name, 1), micro / statistics.median(row.rates), world.device)
     row.kernels, row.largest = found.seconds, list(found.largest)
-    if device.type == "cuda":
+    if world.device.type == "cuda":
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            turn(name, ours, script, 1)
+            those.turn(name, 1)
             torch.cuda.set_sync_debug_mode("default")
         row.waits = sum("synchroniz" in str(one.message) for one in told)
 
@@ -308,7 +215,10 @@ def main() -> int:
         (options.results / f"{today}-step.txt").write_text(text)
         (options.results / f"{today}-step.json").write_text(json.dumps(result, indent=1) + "\n")
     lacking = table.lacks(result)
-    print("\n".join(lacking) if lacking else "complete: all took their turns, and all but fp8 agree in every gradient")
+    complete = (
+        "complete: all took their turns, all but fp8 agree in every gradient, and each engine steps as AdamW does"
+    )
+    print("\n".join(lacking) if lacking else complete)
     return 1 if lacking else 0
 
 

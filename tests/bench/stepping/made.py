@@ -30,6 +30,7 @@ SMALL = [
     "model.unet.cross_attention_dim=16",
     "model.unet.attention_head_dim=2",
     "model.unet.norm_num_groups=4",
+    "engine.bucket_elements=20000",  # several
 ]
 
 

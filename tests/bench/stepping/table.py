@@ -28,7 +28,7 @@ def lines(result: dict[str, Any], script: str) -> list[str]:
         told += ["", f"{'ms a step':19}" + "".join(f"{kind:>12}" for kind in CLASSES)]
         for name, row in rows.items():
             told.append(f"{name:19}" + "".join(f"{1e3 * row['kernels'][kind]:12.2f}" for kind in CLASSES))
-        said = {name: [*row["said"], row["agrees"]] for name, row in rows.items()}
+        said = {name: [*row["said"], row["agrees"], row["engine"]] for name, row in rows.items()}
         told += [f"{name}: {line}" for name, told_ in said.items() for line in told_ if line]
     return told
 
@@ -42,6 +42,7 @@ def lacks(result: dict[str, Any]) -> list[str]:
         for name, row in run["rows"].items():
             wrong = {
                 row["agrees"]: bool(row["agrees"]),
+                row["engine"]: bool(row["engine"]),
                 "no rate": not row["rates"] or min(row["rates"]) <= 0,
                 "no time in some class of kernels": not all(row["kernels"].get(kind, 0) > 0 for kind in CLASSES[:-1]),
                 "no single kernels": not row["largest"],

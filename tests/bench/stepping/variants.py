@@ -3,6 +3,7 @@
 SCRIPT = "diffusers script"
 ALONE = ["engine.channels_last=false"]
 OFF = [*ALONE, "speed.text_encoder=all"]
+OVERLAPPED = "engine.sharding=overlapped"  # an engine of its own
 VARIANTS = {
     SCRIPT: [],
     "off": OFF,
@@ -25,7 +26,7 @@ VARIANTS = {
     "blocks, fp8": [*OFF, "speed.compile=blocks", "speed.linear=fp8"],
     "blocks, fp8_wide": [*OFF, "speed.compile=blocks", "speed.linear=fp8_wide"],
     "whole, fp8_wide": [*OFF, "speed.compile=whole", "speed.linear=fp8_wide"],
-    "overlapped": [*OFF, "engine.sharding=overlapped"],
+    "overlapped": [*OFF, OVERLAPPED],
     "checkpointing": [*OFF, "engine.gradient_checkpointing=true"],
     "all, blocks": ["speed={compile: blocks, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
     "all, whole": ["speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}"],
@@ -34,7 +35,7 @@ VARIANTS = {
     ],
     "all, whole, overlapped": [
         "speed={compile: whole, channels_last: true, cudnn_benchmark: true, text_encoder: compiled}",
-        "engine.sharding=overlapped",
+        OVERLAPPED,
     ],
 }
 QUICK = [
