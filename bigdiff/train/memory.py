@@ -58,25 +58,27 @@ def state(stage: Stage, weights: Weights, ranks: int, half: bool) -> tuple[Part,
     """What a rank holds between steps."""
     width, zero_stage, total = 2 if half else 4, stage.engine.zero_stage, weights.total
     own = own_elements(stage, weights, ranks)
-    masters = 4 * own if zero_stage > 0 or half else 0  # stage 0 in fp32 steps the weights themselves
-    averaged = total // ranks if zero_stage == 0 else own
-    whole = own if zero_stage == 3 else total
+    averaged, whole = own, total
+    beside: list[tuple[str, int]] = []
     if stage.engine.sharding == "overlapped":  # each group answers for a part of the averages; there are gaps
         group = sharing(stage, ranks)
         averaged, whole = math.ceil(own / (ranks // group)), own * group
+        beside = [("gradients to be sent", width * whole), ("gradients", (4 + width) * own)]
+    elif zero_stage == 0:
+        averaged = total // ranks
+    elif zero_stage == 3:
+        whole = own
+        small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
+        bucket = width * bucket_of(stage, total)
+        beside = [("small weights, whole", width * small), ("gradients", 4 * own), ("bucket", bucket)]
     parts = [
         ("weights", width * whole),
         ("frozen weights", width * weights.frozen),
-        ("masters", masters),
+        ("masters", 4 * own if zero_stage > 0 or half else 0),  # stage 0 in fp32 steps the weights themselves
         ("moments", 8 * own),
         ("averages", 4 * len(profiles(stage.ema)) * averaged),
+        *beside,
     ]
-    if stage.engine.sharding == "overlapped":
-        parts += [("gradients to be sent", width * whole), ("gradients", (4 + width) * own)]
-    if zero_stage == 3:
-        small = shares([size for size in weights.sizes if size < PERSISTENT], ranks) * ranks if ranks > 1 else 0
-        bucket = width * bucket_of(stage, total)
-        parts += [("small weights, whole", width * small), ("gradients", 4 * own), ("bucket", bucket)]
     return tuple(Part(name=name, span="always", bytes=size) for name, size in parts if size)
 
 
