@@ -149,7 +149,8 @@ def _better(rows: Sequence[Row], given: Basis) -> list[RenderableType]:
     if not all(better.fits for _, better in found):
         doubts.append("no memory is known to hold them against")
     lines = [
-        f"{row.nodes:,} nodes: {better.efficiency:.1%} efficiency for {row.efficiency:.1%} with "
+        f"{row.nodes:,} nodes: {better.efficiency:.1%} efficiency for {row.efficiency:.1%}, "
+        f"{1e3 * better.step.seconds:,.1f} ms a step for {1e3 * row.step.seconds:,.1f}, with "
         f"{' '.join(better.setting.words(row.stage.engine))}"
         for row, better in found
     ]

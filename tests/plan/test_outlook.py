@@ -80,7 +80,9 @@ def test_a_better_setting_is_named_as_one_would_give_it_and_with_its_doubts(prob
     named = " ".join(better.setting.words(stage.engine))
     assert named.startswith("engine.sharding=overlapped")
     text = printed(found, GIVEN)
-    assert f"64 nodes: {better.efficiency:.1%} efficiency for {found.rows[1].efficiency:.1%} with {named}" in text
+    steps = [1e3 * one.seconds for one in (better.step, found.rows[1].step)]
+    gained = f"{better.efficiency:.1%} efficiency for {found.rows[1].efficiency:.1%}"
+    assert f"64 nodes: {gained}, {steps[0]:,.1f} ms a step for {steps[1]:,.1f}, with {named}" in text
     assert "no GPU has run engine.sharding=overlapped yet" in text and "no memory is known" not in text
     has = forecast(better.setting.of(stage), cluster, (64,), GIVEN)
     assert "better by this model" not in printed(has, GIVEN)
@@ -89,7 +91,7 @@ def test_a_better_setting_is_named_as_one_would_give_it_and_with_its_doubts(prob
         load_stage("quickstart-32px", ["model.text.encoder=nowhere", "engine.sharding=deepspeed"]), TWO, [1], on_cpu
     )
     text = printed(local, on_cpu)
-    assert "efficiency for 100.0% with engine.sharding=overlapped" in text
+    assert "efficiency for 100.0%, " in text and "with engine.sharding=overlapped" in text
     assert "no memory is known to hold them against" in text and "no GPU" not in text
 
 
