@@ -152,6 +152,14 @@ def data_rules(stage: Stage) -> Rules:
             data.disk_ahead_gb != Data().disk_ahead_gb and len(remote) == len(given),
             f"data.disk_ahead_gb={data.disk_ahead_gb} has no effect without a set in a folder: leave it out",
         ),
+        (
+            not 0 <= data.memory_gb < math.inf,
+            f"data.memory_gb={data.memory_gb} must not be negative; 0 keeps nothing in memory",
+        ),
+        (
+            data.memory_gb != 0 and on_images(data),
+            f"data.memory_gb={data.memory_gb} has no effect on pictures, which are decoded anew: leave it out",
+        ),
         (data.cache_gb < 0 or (data.cache_gb > 0) != bool(data.cache), "data.cache and data.cache_gb go together"),
     ]
 

@@ -38,13 +38,13 @@ class Data:
     crop: Literal["center", "random"] = "center"  # of pictures; of latents, which must be stored of more boxes
     flip: float = 0.0  # probability that a picture is mirrored; of latents, which must be stored of both
     buckets: bool = False  # the shards have shapes of their own, of about resolution^2 pixels; a step is in one of them
-    # or several sets and their shares; a list, because OmegaConf does not check the items of a tuple
-    sources: list[Source] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)  # or several, shared; OmegaConf does not check a tuple's items
     window: int = 64  # shards of a lane whose samples are shuffled together
     canonical_nodes: int = 1  # lanes of the order: up to this many nodes read (nearly) disjoint shards
     read_ahead: int = 2  # global batches read before they are asked for
     read_threads: int = 2  # threads of preadv per process
     disk_ahead_gb: float = 1.0  # of a process's next samples, asked for from the disk of a set in a folder; 0: none
+    memory_gb: float = 0.0  # of latents that a process keeps in memory once it has read them; 0: none
     cache: str = ""  # folder on each node's own disk for the shards of remote sets
     cache_gb: float = 0.0  # its bound; two windows of the node's lanes must fit
     tombstones: str = ""  # text file of keys, URLs or sha256 that must not be trained on, one a line

@@ -21,6 +21,7 @@
 /* XXH3, 64 bits, for more than SHORT bytes, its default secret, no seed: https://github.com/Cyan4973/xxHash,
  * doc/xxhash_spec.md. xxhash's own header is no part of its Python package. */
 enum { SHORT = 240, STRIPE = 64, BLOCK = 1024, STRIPES = BLOCK / STRIPE };
+enum { LINE = 64, NOWHERE = -1, ON_ITS_WAY = -2 }; /* bytes of a cache line; in struct place's `kept` */
 static const uint64_t PRIME32_1 = 0x9E3779B1, PRIME32_2 = 0x85EBCA77, PRIME32_3 = 0xC2B2AE3D;
 static const uint64_t PRIME64_1 = 0x9E3779B185EBCA87, PRIME64_2 = 0xC2B2AE3D27D4EB4F, PRIME64_3 = 0x165667B19E3779F9;
 static const uint64_t PRIME64_4 = 0x85EBCA77C2B2AE63, PRIME64_5 = 0x27D4EB2F165667C5;
@@ -154,13 +155,21 @@ static uint64_t xxh3(const uint8_t *from, int64_t length)
     return digest ^ (digest >> 32);
 }
 
+/* A process's memory of samples, as arena.py describes it: `used` above `size` says that one found no room. */
+struct room {
+    uint8_t *base;
+    int64_t size, used;
+};
+
 /* An open shard, as preads.py describes it: a descriptor, negative where nothing can be read, and of each of its `rows`
- * the member's place, its XXH3 and whether it was taken down. */
+ * the member's place, its XXH3, whether it was taken down and, if samples are kept, where in `room` it lies. */
 struct place {
     int64_t descriptor, rows;
     const int64_t *offsets;
     const uint64_t *checksums;
     const uint8_t *dead;
+    int64_t *kept;
+    struct room *room;
 };
 
 static int64_t pread_all(int descriptor, char *target, int64_t length, int64_t offset)
@@ -179,11 +188,35 @@ static int64_t pread_all(int descriptor, char *target, int64_t length, int64_t o
     return got;
 }
 
+/* Where `row` lies in the room's memory, all of its bytes written; NULL: it is not there. */
+static const uint8_t *find(const struct place *place, int64_t row)
+{
+    int64_t at = place->kept ? __atomic_load_n(&place->kept[row], __ATOMIC_ACQUIRE) : NOWHERE;
+    return at >= 0 ? place->room->base + at : NULL;
+}
+
+/* Keeps a good row, if there is room. Of several threads that have read it at once the first does; others do not wait. */
+static void keep(const struct place *place, int64_t row, const char *from, int64_t length)
+{
+    struct room *room = place->room;
+    int64_t at = NOWHERE, lines = (length + LINE - 1) / LINE * LINE;
+    if (!place->kept || __atomic_load_n(&room->used, __ATOMIC_RELAXED) > room->size ||
+        !__atomic_compare_exchange_n(&place->kept[row], &at, ON_ITS_WAY, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        return;
+    at = __atomic_fetch_add(&room->used, lines, __ATOMIC_RELAXED);
+    if (at + lines <= room->size)
+        memcpy(room->base + at, from, length);
+    else
+        at = NOWHERE;
+    __atomic_store_n(&place->kept[row], at, __ATOMIC_RELEASE);
+}
+
 /* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * pitch`;
  * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno; 0 where there is
  * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have. Into
  * `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
- * looks at here; returns how many these are. */
+ * looks at here; returns how many these are. Those of more bytes that are good are kept, where there is room, and then
+ * come out of memory: they were checked when they came in. */
 int64_t bigdiff_read_members(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
                              int64_t pitch, int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
 {
@@ -194,10 +227,19 @@ int64_t bigdiff_read_members(const struct place *const *places, const int64_t *r
         int has = row >= 0 && row < place->rows;
         got[i] = has ? 0 : -EINVAL;
         expected[i] = has ? place->checksums[row] : 0;
-        if (has && place->descriptor >= 0 && !place->dead[row])
+        if (has && place->descriptor >= 0 && !place->dead[row]) {
+            const uint8_t *kept = find(place, row);
+            if (kept) {
+                memcpy(target, kept, length);
+                got[i] = length;
+                continue;
+            }
             got[i] = pread_all((int)place->descriptor, target, length, place->offsets[row]);
+        }
         if (got[i] != length || (length > SHORT && xxh3((const uint8_t *)target, length) != expected[i]))
             bad[found++] = i;
+        else if (length > SHORT)
+            keep(place, row, target, length);
     }
     return found;
 }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bigdiff.config.errors import UsageError
+from bigdiff.data.arena import Arena
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Consumed, Tombstones
 from bigdiff.data.member import Form, Layout, layout
@@ -85,17 +86,23 @@ class Batch:
 
 
 class LatentSet(ShardSet):
-    """An open latent shard set.
+    """An open latent shard set. What `arena` keeps of it is read and checked once; it is closed after the set.
 
     Raises:
         UsageError: when it is not a finished set of latents, or its contract cannot be read.
     """
 
-    def __init__(self, location: str, tombstones: Tombstones | None = None, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        tombstones: Tombstones | None = None,
+        cache: Cache | None = None,
+        arena: Arena | None = None,
+    ) -> None:
         super().__init__(location, "latents", cache)
         with self.closed_on_error():
             self.layouts = layouts(self.manifest.contract, location)
-            self.read_by(COLUMNS, tombstones)
+            self.read_by(COLUMNS, tombstones, arena)
 
     def key(self, shard: int, row: int) -> str:
         """A sample's key, for messages; reads the index again, so not for the hot path."""

@@ -1,4 +1,4 @@
-"""Many members read and checked at once: `_preads.c`, called without the interpreter's lock."""
+"""Many members read and checked at once, or taken from memory: `_preads.c`, called without the interpreter's lock."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
+from bigdiff.data.arena import Kept
 from bigdiff.data.order import Ints
 from bigdiff.runtime.compiled import library
 
@@ -26,7 +27,8 @@ _preads.argtypes = [
 class Place(ctypes.Structure):
     """An open shard for `_preads.c`: the offset (int64) and the checksum (uint64) of each row, and 1 where it is dead.
 
-    A negative descriptor: there is nothing to read. Whoever hands out the address keeps the object.
+    A negative descriptor: there is nothing to read. `kept`: where its good rows of more than SHORT bytes are kept.
+    Whoever hands out the address keeps the object.
     """
 
     _fields_ = (
@@ -35,13 +37,21 @@ class Place(ctypes.Structure):
         ("offsets", ctypes.c_void_p),
         ("checksums", ctypes.c_void_p),
         ("dead", ctypes.c_void_p),
+        ("kept", ctypes.c_void_p),
+        ("room", ctypes.c_void_p),
     )
 
-    def __init__(self, descriptor: int, offsets: memoryview, checksums: memoryview, dead: bytes) -> None:
+    def __init__(
+        self, descriptor: int, offsets: memoryview, checksums: memoryview, dead: bytes, kept: Kept | None = None
+    ) -> None:
         assert len(offsets) == len(checksums) == len(dead)
         assert offsets.c_contiguous and checksums.c_contiguous and offsets.itemsize == checksums.itemsize == 8
         self._arrays = [np.asarray(one) for one in (offsets, checksums, memoryview(dead))]  # keeps their memory
         super().__init__(descriptor, len(offsets), *(one.ctypes.data for one in self._arrays))
+        self._kept = kept
+        if kept is not None:
+            assert len(kept.rows) == len(offsets)
+            self.kept, self.room = kept.rows.ctypes.data, ctypes.addressof(kept.room)
 
 
 def preads(places: Sequence[int], rows: Ints, target: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:

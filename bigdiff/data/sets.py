@@ -9,6 +9,7 @@ from typing import Generic, Literal, Self, TypeVar
 import numpy as np
 
 from bigdiff.data import manifest
+from bigdiff.data.arena import Arena
 from bigdiff.data.course import Picks
 from bigdiff.data.damage import Tombstones
 from bigdiff.data.manifest import Manifest
@@ -34,10 +35,15 @@ class ShardSet:
             self.content = _content(self.storage)
             self.manifest: Manifest = manifest.parse(self.content, f"{location}/{manifest.NAME}", kind)
 
-    def read_by(self, columns: Columns, tombstones: Tombstones | None) -> None:
-        """Say where the index has what is read, and which samples were taken down."""
-        dead = tombstones or Tombstones(entries=frozenset())
-        self.shards = Shards(storage=self.storage, manifest=self.manifest, columns=columns, tombstones=dead)
+    def read_by(self, columns: Columns, tombstones: Tombstones | None, arena: Arena | None = None) -> None:
+        """Say where the index has what is read, which samples were taken down, and what keeps those that were read."""
+        self.shards = Shards(
+            storage=self.storage,
+            manifest=self.manifest,
+            columns=columns,
+            tombstones=tombstones or Tombstones(entries=frozenset()),
+            arena=arena,
+        )
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigdiff.config.errors import RunError, UsageError
+from bigdiff.data.arena import Arena, Kept
 from bigdiff.data.damage import TOMBSTONE, Tombstones
 from bigdiff.data.manifest import Manifest, Shard
 from bigdiff.data.order import Ints
@@ -41,19 +42,21 @@ class Opened:
     dead: bytes  # [rows], 1 where it was taken down
     damage: str = ""  # of the shard as a whole: then there is no descriptor
     texts: Mapping[str, pa.Array] = field(default_factory=dict)  # Columns.texts, [rows] each
+    kept: Kept | None = None  # where its samples are kept in memory
     place: Place = field(init=False, repr=False)
     address: int = field(init=False, repr=False)  # of `place`, for `preads`
 
     def __post_init__(self) -> None:
-        place = Place(self.descriptor, self.offsets, self.checksums, self.dead)
+        place = Place(self.descriptor, self.offsets, self.checksums, self.dead, self.kept)
         object.__setattr__(self, "place", place)
         object.__setattr__(self, "address", addressof(place))
 
     def spans(self, rows: Ints, size: int) -> Spans:
-        """Where the members of these rows lie in a tar of `size` bytes, but for those that cannot be read."""
+        """Where the members of these rows lie in a tar of `size` bytes, but for those not to be read, or kept."""
         offsets, lengths = np.asarray(self.offsets)[rows], np.asarray(self.lengths)[rows]
         dead = np.frombuffer(self.dead, np.uint8)[rows]
-        sound = np.flatnonzero((self.descriptor >= 0) & (dead == 0) & (offsets >= 0) & (offsets < size) & (lengths > 0))
+        asked = (dead == 0) & (offsets >= 0) & (offsets < size) & (lengths > 0) & (self.descriptor >= 0)
+        sound = np.flatnonzero(asked if self.kept is None else asked & ~self.kept.has(rows))
         return Spans(
             descriptors=np.full(len(sound), self.descriptor, np.int32),
             offsets=offsets[sound],
@@ -93,6 +96,7 @@ class Shards:
     manifest: Manifest
     columns: Columns
     tombstones: Tombstones
+    arena: Arena | None = None  # keeps samples that were read
     _slots: dict[int, Slot] = field(default_factory=dict)
     _opening: set[int] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
@@ -233,7 +237,7 @@ class Shards:
         try:
             index = self._index(shard)
             views = [_values(index, name, kind) for name, kind in zip(self.columns.names, KINDS, strict=True)]
-            dead = self.tombstones.rows(index).tobytes()
+            dead, kept = self.tombstones.rows(index).tobytes(), self.arena.kept(views[2]) if self.arena else None
             return Opened(
                 descriptor=self.storage.open(shard),
                 offsets=views[0],
@@ -241,6 +245,7 @@ class Shards:
                 checksums=views[2],
                 dead=dead,
                 texts={name: index[name].combine_chunks() for name in self.columns.texts},
+                kept=kept,
             )
         except (Absent, Corrupt) as error:
             return broken(shard.samples, f"{type(error).__name__.lower()}: {error}")

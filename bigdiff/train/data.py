@@ -11,6 +11,7 @@ from bigdiff.checkpoint.state import Identity
 from bigdiff.config.errors import UsageError
 from bigdiff.config.network_rules import divisor
 from bigdiff.config.schema import Data, Stage, on_images, sources
+from bigdiff.data.arena import Arena
 from bigdiff.data.course import Course
 from bigdiff.data.damage import Quarantine, read_tombstones
 from bigdiff.data.device import on_device
@@ -44,8 +45,9 @@ def opened(data: Data) -> Iterator[Sets]:
     with ExitStack() as stack:
         if on_images(data):
             yield [stack.enter_context(ImageSet(*one)) for one in found]
-        else:
-            yield [stack.enter_context(LatentSet(*one)) for one in found]
+            return
+        arena = stack.enter_context(Arena(int(data.memory_gb * 1e9))) if data.memory_gb else None
+        yield [stack.enter_context(LatentSet(*one, arena)) for one in found]
 
 
 def shares(data: Data) -> list[dict[str, Any]]:

@@ -6,24 +6,28 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
 from bigdiff.data import preads as module
+from bigdiff.data.arena import Arena
 from bigdiff.data.preads import SHORT, Place, preads
 
 LENGTH = 700
 
 
 @contextmanager
-def place(file: Path, offsets: list[int], length: int = LENGTH, dead: bytes | None = None) -> Iterator[Place]:
+def place(
+    file: Path, offsets: list[int], length: int = LENGTH, dead: bytes | None = None, arena: Arena | None = None
+) -> Iterator[Place]:
     """An open file as a shard: with the checksum of what lies at each offset."""
     descriptor, content = os.open(file, os.O_RDONLY), file.read_bytes() if file.is_file() else b""
     digests = [xxh3_64_intdigest(content[offset : offset + length]) for offset in offsets]
     views = memoryview(np.array(offsets, np.int64)), memoryview(np.array(digests, np.uint64))
-    yield Place(descriptor, *views, dead or bytes(len(offsets)))
+    yield Place(descriptor, *views, dead or bytes(len(offsets)), arena.kept(views[1]) if arena else None)
     os.close(descriptor)
 
 
@@ -71,6 +75,63 @@ def test_an_error_is_its_number(tmp_path: Path) -> None:
     none = [memoryview(np.zeros(1, kind)) for kind in (np.int64, np.uint64)]
     with place(tmp_path, [0]) as folder:
         assert read([(folder, 0), (Place(10**6, *none, bytes(1)), 0)])[:2] == ([0, 1], [-errno.EISDIR, -errno.EBADF])
+
+
+def test_what_was_good_comes_out_of_memory_and_nothing_else_does(tmp_path: Path, content: bytes) -> None:
+    lines, other = 704, np.random.default_rng(1).bytes(5000)
+    rows = [0, 1, 2, 3, 0, 4]
+    with Arena(3 * lines) as arena, place(tmp_path / "file", [0, 17, 50, 90, 4990], arena=arena) as one:
+        for row, change in ((1, 1 << 40), (4, 0)):  # bad: one by its checksum, one that the file is too short for
+            ctypes.c_uint64.from_address(one.checksums + 8 * row).value ^= change
+        bad, got, target = read([(one, row) for row in rows])
+        assert (bad, got) == ([1, 5], [LENGTH] * 5 + [10]) and arena.used == 3 * lines and not arena.full
+        (tmp_path / "file").write_bytes(other)
+        bad, got, again = read([(one, row) for row in rows])
+        assert (bad, got) == ([1, 5], [LENGTH] * 5 + [10])
+        assert (
+            np.array_equal(again[[0, 2, 3, 4]], target[[0, 2, 3, 4]]) and again[1].tobytes() == other[17 : 17 + LENGTH]
+        )
+        ctypes.c_uint8.from_address(one.dead + 2).value = 1
+        assert read([(one, 2), (one, 3)])[:2] == ([0], [0, LENGTH]), "what is taken down is not given either"
+
+
+def test_without_room_samples_are_read_as_before(tmp_path: Path, content: bytes) -> None:
+    with Arena(2 * 704 + 703) as arena, place(tmp_path / "file", [0, 17, 50], arena=arena) as one:
+        for _ in range(2):
+            bad, got, target = read([(one, 0), (one, 1), (one, 2)])
+            assert (bad, got) == ([], [LENGTH] * 3) and arena.full
+            assert [row.tobytes() for row in target] == [content[at:][:LENGTH] for at in (0, 17, 50)]
+        (tmp_path / "file").write_bytes(bytes(5000))
+        assert read([(one, 0), (one, 1), (one, 2)])[0] == [2]
+
+
+def test_short_samples_are_not_kept(tmp_path: Path, content: bytes) -> None:
+    with Arena(5000) as arena, place(tmp_path / "file", [0, 17], SHORT, arena=arena) as one:
+        assert read([(one, 0), (one, 1)], SHORT)[:2] == ([], [SHORT] * 2) and arena.used == 0
+
+
+def test_many_threads_keep_each_sample_once_and_whole(tmp_path: Path) -> None:
+    length, count, threads = 40_000, 60, 4
+    content = np.random.default_rng(0).bytes(length + count)
+    (tmp_path / "file").write_bytes(content)
+    start, wrong = Barrier(threads), []
+    with Arena(count * 40_000) as arena, place(tmp_path / "file", list(range(count)), length, arena=arena) as one:
+
+        def run() -> None:
+            for _ in range(5):
+                start.wait()
+                bad, _, target = read([(one, row) for row in range(count)], length)
+                wrong.extend(bad)
+                wrong.extend(row for row in range(count) if target[row].tobytes() != content[row : row + length])
+
+        running = [Thread(target=run) for _ in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        assert not wrong and arena.used == count * length
+        (tmp_path / "file").write_bytes(bytes(length))
+        assert read([(one, row) for row in range(count)], length)[0] == []
 
 
 @pytest.fixture(scope="module", params=["as built", "without AVX-512", "without AVX2"])
