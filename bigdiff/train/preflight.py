@@ -15,7 +15,7 @@ import torch
 
 from bigdiff.config.cluster import Preflight
 from bigdiff.config.errors import NodeError, RunError, UsageError
-from bigdiff.config.schema import Stage
+from bigdiff.config.schema import Data, Stage
 from bigdiff.runtime import peers, rates
 from bigdiff.runtime.files import write_bytes, write_json
 from bigdiff.runtime.peers import Fault, Reading
@@ -102,7 +102,7 @@ def look(stage: Stage, logs: Path, world: World) -> Found:
     hosts = world.gather(host())
     leaders = sorted({hosts.index(one) for one in hosts})  # the first process of a node looks at what its node shares
     shared = _shared(logs, world, leaders)
-    nodes = world.gather(_node(stage) if world.rank in leaders else None)
+    nodes = world.gather(_node(stage, hosts.count(hosts[world.rank])) if world.rank in leaders else None)
     complaints = [nodes[one].data for one in leaders]
     if all(complaints):
         raise UsageError(complaints[0])
@@ -127,18 +127,29 @@ def look(stage: Stage, logs: Path, world: World) -> Found:
 class _Node:
     """What the processes of a node have in common."""
 
-    data: str  # what is wrong with the stage's sets there; "" where nothing is
+    data: str  # what is wrong with the stage's sets there, or with keeping them in memory; "" where nothing is
     versions: dict[str, str]
 
 
-def _node(stage: Stage) -> _Node:
+def _node(stage: Stage, processes: int) -> _Node:
     seen, complaint = "", ""
     try:
+        fit_memory(stage.data, processes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         with stream.opened(stage.data) as sets:
             seen = stream.fingerprint(sets)
     except (UsageError, RunError) as error:
         complaint = str(error)
     return _Node(data=complaint, versions={**versions(), "commit": commit(), "the data's manifest": seen[:12]})
+
+
+def fit_memory(data: Data, processes: int, memory: float) -> None:
+    """Raise a UsageError where `processes` of a node may keep more samples than its `memory` holds, in bytes."""
+    kept = processes * data.memory_gb
+    if kept * 1e9 > memory:
+        raise UsageError(
+            f"data.memory_gb={data.memory_gb:g} for each of {processes} processes is {kept:g} GB, and the node has "
+            f"{memory / 1e9:.1f} GB of memory: lower it"
+        )
 
 
 def _shared(logs: Path, world: World, leaders: Sequence[int]) -> dict[int, str]:

@@ -1,17 +1,21 @@
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_stage
 from bigdiff.config.schema import Data, Source
+from bigdiff.data.damage import Quarantine
 from bigdiff.data.order import Order
 from bigdiff.prep import folder
+from bigdiff.runtime.world import World
 from bigdiff.train import data
 
 Ranks = Callable[..., list[str]]
@@ -121,6 +125,25 @@ def test_sources_that_end_before_the_stage_are_refused(toy: Path) -> None:
     short = replace(stage, data=Data(sources=[Source(latents=stage.data.latents, repeat=1)], window=2))
     with data.opened(short.data) as sets, pytest.raises(UsageError, match="give 12 steps of 8 samples, steps=20 asks"):
         data.course(short, sets)
+
+
+def test_all_sets_of_a_stage_are_kept_in_one_memory(toy: Path) -> None:
+    latents = load_stage(str(toy / "stage.yaml")).data.latents
+    sources = f"data.sources=[{{latents: {latents}, proportion: 0.75}}, {{latents: {latents}}}]"
+    world, read = World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), []
+    for size in ("0", "0.00001", "1"):
+        stage = load_stage(str(toy / "stage.yaml"), ["data.latents=", sources, f"data.memory_gb={size}"])
+        with data.opened(stage.data) as sets:
+            one, other = (found.shards.arena for found in sets)
+            stream = data.stream(stage, world, sets, data.course(stage, sets), 0, Quarantine())
+            read.append([batch.moments.clone() for _ in range(60) for batch in next(stream)])
+            stream.close()
+            if size == "1":
+                samples = sets[0].manifest.samples * 64 * math.ceil(sets[0].layouts[""].total / 64)
+                assert one is other and one.used == samples, "the one set that both are is kept once"
+            else:
+                assert one is other and (one is None if size == "0" else one.full)
+    assert all(torch.equal(mine, first) for again in read for mine, first in zip(again, read[0], strict=True))
 
 
 def test_two_sources_train_and_the_audit_proves_what_was_seen(run_ranks: Ranks, toy: Path, tmp_path: Path) -> None:

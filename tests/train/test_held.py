@@ -21,12 +21,18 @@ def stage_of(toy: Path, folder: Path, *more: str) -> Stage:
 
 
 def test_nothing_is_drawn_but_by_sample(toy: Path, tmp_path: Path) -> None:
-    drawn = ["diffusion.offset_noise=0.1", "diffusion.timesteps=logit_normal", "diffusion.logit_std=1", "seed=7"]
+    drawn = [
+        "diffusion.offset_noise=0.1",
+        "data.memory_gb=1",
+        "diffusion.timesteps=logit_normal",
+        "diffusion.logit_std=1",
+        "seed=7",
+    ]
     found = held_out(stage_of(toy, tmp_path, *drawn))
     assert (found.seed, found.text_dropout, found.steps) == (0, 0.0, 2)
     assert (found.data.flip, found.data.crop, found.data.latents) == (0.0, "center", str(tmp_path / "held"))
     assert (found.diffusion.offset_noise, found.diffusion.timesteps) == (0.0, "uniform")
-    assert found.diffusion.timestep_draws == "sobol"
+    assert found.diffusion.timestep_draws == "sobol" and found.data.memory_gb == 0.0
 
 
 def losses(stage: Stage) -> tuple[list[float], list[int]]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from bigdiff.train.preflight import RECORD
+from bigdiff.config.errors import UsageError
+from bigdiff.config.schema import Data
+from bigdiff.train.preflight import RECORD, fit_memory
 
 SCRIPT = """
 import json, os, sys
@@ -46,6 +48,7 @@ case("all apart", logs=f"own-{world.rank}")
 case("unwritable", logs="file/logs" if third else "shared")
 case("no data there", stage=str(toy / ("lacking.yaml" if third else "stage.yaml")))
 case("no data", stage=str(toy / "lacking.yaml"))
+case("no memory", stage=str(toy / "greedy.yaml"))
 
 whole = metadata.version
 if third:  # a node with an environment of its own
@@ -78,6 +81,7 @@ def told(
 ) -> list[dict[str, list[Any]]]:
     text = (toy / "stage.yaml").read_text()
     (toy / "lacking.yaml").write_text(text.replace(f"{toy}/latents", f"{toy}/nowhere"))
+    (toy / "greedy.yaml").write_text(text.replace("data: {", "data: {memory_gb: 1.0e+9, "))
     outputs = run_ranks(SCRIPT, 4, str(toy), str(tmp_path_factory.mktemp("base")))
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
@@ -113,12 +117,25 @@ def test_the_node_that_differs_is_named(told: list[dict[str, list[Any]]], case: 
 
 def test_what_is_wrong_everywhere_is_no_nodes_fault(told: list[dict[str, list[Any]]]) -> None:
     assert told[0]["no data"][0] == "UsageError" and "nowhere has no manifest.json" in told[0]["no data"][1]
+    assert told[0]["no memory"][0] == "UsageError"
+    assert told[0]["no memory"][1].startswith(
+        "data.memory_gb=1e+09 for each of 1 processes is 1e+09 GB, and the node has"
+    )
     kind, sentence = told[0]["all apart"]
     assert kind == "RunError" and sentence.startswith("the preflight fails on all nodes, so it is none of a node's; ")
 
 
 def test_a_slow_node_is_put_up_with_where_there_is_no_other(told: list[dict[str, list[Any]]]) -> None:
     assert told[0]["slow device that is endured"][0] == "sound"
+
+
+def test_what_all_processes_of_a_node_keep_must_fit_its_memory() -> None:
+    fit_memory(Data(memory_gb=8.0), 8, 64e9)
+    fit_memory(Data(), 8, 0.0)
+    with pytest.raises(
+        UsageError, match=r"data\.memory_gb=8 for each of 8 processes is 64 GB, .* has 63\.9 GB of memory"
+    ):
+        fit_memory(Data(memory_gb=8.0), 8, 63.9e9)
 
 
 def test_alone_there_are_no_peers(
