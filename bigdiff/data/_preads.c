@@ -213,8 +213,8 @@ static void keep(const struct place *place, int64_t row, const char *from, int64
 
 /* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * pitch`;
  * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno; 0 where there is
- * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have. Into
- * `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
+ * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have, but
+ * not set where it came out of memory. Into `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
  * looks at here; returns how many these are. Those of more bytes that are good are kept, where there is room, and then
  * come out of memory: they were checked when they came in. */
 int64_t bigdiff_read_members(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
@@ -224,18 +224,17 @@ int64_t bigdiff_read_members(const struct place *const *places, const int64_t *r
     for (int64_t i = 0; i < count; i++, target += pitch) {
         const struct place *place = places[i];
         int64_t row = rows[i];
-        int has = row >= 0 && row < place->rows;
+        int has = row >= 0 && row < place->rows, alive = has && place->descriptor >= 0 && !place->dead[row];
+        const uint8_t *kept = alive ? find(place, row) : NULL;
         got[i] = has ? 0 : -EINVAL;
-        expected[i] = has ? place->checksums[row] : 0;
-        if (has && place->descriptor >= 0 && !place->dead[row]) {
-            const uint8_t *kept = find(place, row);
-            if (kept) {
-                memcpy(target, kept, length);
-                got[i] = length;
-                continue;
-            }
-            got[i] = pread_all((int)place->descriptor, target, length, place->offsets[row]);
+        if (kept) {
+            memcpy(target, kept, length);
+            got[i] = length;
+            continue;
         }
+        expected[i] = has ? place->checksums[row] : 0;
+        if (alive)
+            got[i] = pread_all((int)place->descriptor, target, length, place->offsets[row]);
         if (got[i] != length || (length > SHORT && xxh3((const uint8_t *)target, length) != expected[i]))
             bad[found++] = i;
         else if (length > SHORT)
