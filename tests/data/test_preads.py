@@ -4,7 +4,7 @@ import os
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -111,27 +111,31 @@ def test_short_samples_are_not_kept(tmp_path: Path, content: bytes) -> None:
 
 
 def test_many_threads_keep_each_sample_once_and_whole(tmp_path: Path) -> None:
-    length, count, threads = 40_000, 60, 4
+    length, count, threads, rounds = 6400, 200, 4, 40
     content = np.random.default_rng(0).bytes(length + count)
     (tmp_path / "file").write_bytes(content)
-    start, wrong = Barrier(threads), []
-    with Arena(count * 40_000) as arena, place(tmp_path / "file", list(range(count)), length, arena=arena) as one:
+    expected = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), length)[:count]
+    rows, start, wrong = np.arange(count), Barrier(threads), []
+    with ExitStack() as stack:
+        arenas = [stack.enter_context(Arena(2 * count * length)) for _ in range(rounds)]
+        places = [stack.enter_context(place(tmp_path / "file", list(rows), length, arena=one)) for one in arenas]
 
         def run() -> None:
-            for _ in range(5):
+            target = np.zeros((count, length), np.uint8)
+            for one in places:
+                where = [ctypes.addressof(one)] * count
                 start.wait()
-                bad, _, target = read([(one, row) for row in range(count)], length)
-                wrong.extend(bad)
-                wrong.extend(row for row in range(count) if target[row].tobytes() != content[row : row + length])
+                wrong.extend(preads(where, rows, target)[0].tolist())
+                wrong.extend(np.flatnonzero((target != expected).any(1)).tolist())
 
         running = [Thread(target=run) for _ in range(threads)]
         for thread in running:
             thread.start()
         for thread in running:
             thread.join()
-        assert not wrong and arena.used == count * length
         (tmp_path / "file").write_bytes(bytes(length))
-        assert read([(one, row) for row in range(count)], length)[0] == []
+        assert not wrong and {one.used for one in arenas} == {count * length}
+        assert all(read([(one, row) for row in range(count)], length)[0] == [] for one in places)
 
 
 @pytest.fixture(scope="module", params=["as built", "without AVX-512", "without AVX2"])
