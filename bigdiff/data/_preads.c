@@ -213,10 +213,10 @@ static void keep(const struct place *place, int64_t row, const char *from, int64
 
 /* For each of `count` samples: the `length` bytes of row `rows[i]` of `*places[i]` go to `target + i * pitch`;
  * `got[i]` is the number of bytes read, less than `length` only at the end of the file, or -errno; 0 where there is
- * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have, but
- * not set where it came out of memory. Into `bad` come the indexes of those that did not come whole or have another checksum, which of up to SHORT bytes nobody
- * looks at here; returns how many these are. Those of more bytes that are good are kept, where there is room, and then
- * come out of memory: they were checked when they came in. */
+ * nothing to read, -EINVAL where the shard has no such row. `expected[i]` is the checksum that it ought to have; where
+ * it came out of memory it is not set. Into `bad` come the indexes of those that did not come whole or have another
+ * checksum, which of up to SHORT bytes nobody looks at here; returns how many these are. Good ones of more bytes are
+ * kept, where there is room, and from then on come out of memory: they were checked when they came in. */
 int64_t bigdiff_read_members(const struct place *const *places, const int64_t *rows, int64_t count, char *target,
                              int64_t pitch, int64_t length, int64_t *got, uint64_t *expected, int64_t *bad)
 {

@@ -67,7 +67,7 @@ class Arena:
             mapped.madvise(mmap.MADV_HUGEPAGE)
         self._memory: npt.NDArray[np.uint8] | None = np.frombuffer(mapped, np.uint8)
         self._room = Room(self._memory.ctypes.data, size, 0)
-        self._shards: dict[bytes, Kept] = {}
+        self._shards: dict[tuple[str, bytes], Kept] = {}
         self._lock = Lock()
 
     def __enter__(self) -> Self:
@@ -88,13 +88,13 @@ class Arena:
         """Whether a sample found no room."""
         return bool(self._room.used > self._room.size)
 
-    def kept(self, checksums: memoryview) -> Kept | None:
-        """Where the samples of a shard with these checksums lie, as long as this is open; None: it keeps none of them.
+    def kept(self, name: str, checksums: memoryview) -> Kept | None:
+        """Where the samples of a shard lie, known by its place and its index's checksums; None: none are kept.
 
-        What was kept outlives the closing of its shard. One that was replaced has other checksums and begins anew; so
-        do shards that are opened when there is no room, of which nothing is remembered.
+        What was kept outlives the closing of its shard. One that was replaced has other checksums and begins anew; of
+        those first opened when there is no room nothing is remembered. Takes 8 bytes a sample of the shard more.
         """
-        key = xxhash.xxh3_128_digest(checksums)
+        key = name, xxhash.xxh3_128_digest(checksums)
         with self._lock:
             if key not in self._shards and self._memory is not None and not self.full:
                 rows = np.full(len(checksums), NOWHERE, np.int64)

@@ -237,7 +237,7 @@ class Shards:
         try:
             index = self._index(shard)
             views = [_values(index, name, kind) for name, kind in zip(self.columns.names, KINDS, strict=True)]
-            dead, kept = self.tombstones.rows(index).tobytes(), self.arena.kept(views[2]) if self.arena else None
+            dead = self.tombstones.rows(index).tobytes()
             return Opened(
                 descriptor=self.storage.open(shard),
                 offsets=views[0],
@@ -245,7 +245,7 @@ class Shards:
                 checksums=views[2],
                 dead=dead,
                 texts={name: index[name].combine_chunks() for name in self.columns.texts},
-                kept=kept,
+                kept=self.arena.kept(f"{self.storage.location}/{shard.name}", views[2]) if self.arena else None,
             )
         except (Absent, Corrupt) as error:
             return broken(shard.samples, f"{type(error).__name__.lower()}: {error}")

@@ -176,10 +176,10 @@ def resident_bytes(address: int) -> int:
 def test_memory_grows_as_it_is_filled_and_is_given_back() -> None:
     huge = 1 << 21  # a page of the kernel's larger kind may be taken whole
     with Arena(64 * huge) as arena:
-        checksums = memoryview(np.arange(3, dtype=np.uint64))
-        kept = arena.kept(checksums)
-        assert kept is not None and arena.kept(memoryview(np.arange(3, dtype=np.uint64))) is kept
-        assert arena.kept(memoryview(np.arange(1, 4, dtype=np.uint64))) is not kept
+        kept = arena.kept("a", memoryview(np.arange(3, dtype=np.uint64)))
+        assert kept is not None and arena.kept("a", memoryview(np.arange(3, dtype=np.uint64))) is kept
+        assert arena.kept("a", memoryview(np.arange(1, 4, dtype=np.uint64))) is not kept
+        assert arena.kept("b", memoryview(np.arange(3, dtype=np.uint64))) is not kept, "a copy may be damaged"
         base = kept.room.base
         assert resident_bytes(base) == 0
         kept.memory[: 3 * huge] = 1
@@ -193,8 +193,8 @@ def test_a_full_or_closed_memory_remembers_no_new_shards(folder: Path) -> None:
     with Arena(2 * LINES) as arena, LatentSet(str(folder), arena=arena) as one:
         some([one], 1, 0, 2)
         assert arena.full and arena.used == 2 * LINES
-        assert arena.kept(memoryview(np.ones(5, np.uint64))) is None
-    assert arena.kept(memoryview(np.ones(5, np.uint64))) is None
+        assert arena.kept("new", memoryview(np.ones(5, np.uint64))) is None
+    assert arena.kept("new", memoryview(np.ones(5, np.uint64))) is None
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62, 1 << 80])

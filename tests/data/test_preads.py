@@ -27,7 +27,7 @@ def place(
     descriptor, content = os.open(file, os.O_RDONLY), file.read_bytes() if file.is_file() else b""
     digests = [xxh3_64_intdigest(content[offset : offset + length]) for offset in offsets]
     views = memoryview(np.array(offsets, np.int64)), memoryview(np.array(digests, np.uint64))
-    yield Place(descriptor, *views, dead or bytes(len(offsets)), arena.kept(views[1]) if arena else None)
+    yield Place(descriptor, *views, dead or bytes(len(offsets)), arena.kept(str(file), views[1]) if arena else None)
     os.close(descriptor)
 
 
