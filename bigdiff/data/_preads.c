@@ -195,7 +195,7 @@ static const uint8_t *find(const struct place *place, int64_t row)
     return at >= 0 ? place->room->base + at : NULL;
 }
 
-/* Keeps a good row, if there is room. Of several threads that have read it at once the first does; others do not wait. */
+/* Keeps a good row, if there is room. Of threads that have read it at once the first does; the others do not wait. */
 static void keep(const struct place *place, int64_t row, const char *from, int64_t length)
 {
     struct room *room = place->room;
