@@ -30,7 +30,7 @@ _SCORES: Final = 3  # the purpose "scores" in this package's random keys; scenes
 class Options:
     """What is drawn. The port is a part of every URL."""
 
-    count: int = 20_000  # pictures that a careful pipeline ends with
+    count: int = 12_000  # pictures that a careful pipeline ends with
     seed: int = 0
     size: int = 96  # pixels a side
     port: int = PORT

@@ -104,7 +104,7 @@ def test_a_task_at_checkpoints_is_beside_the_graph_and_no_part_of_it() -> None:
         (replace(EVERY, makes="x"), KEPT, "needs {step} in `run` and in `makes`"),
         (replace(EVERY, run=("x",)), KEPT, "needs {step} in `run` and in `makes`"),
         (replace(EVERY, every=30), KEPT, "checkpoint.keep_every=20, and that not 0"),
-        (replace(EVERY, every=7000), KEPT, "never reached in the 700 steps"),
+        (replace(EVERY, every=7000), KEPT, "never reached in the 500 steps"),
         (EVERY, [KEPT[0], "checkpoint.keep_every=0", KEPT[2]], "checkpoint.keep_every=0, and that not 0"),
     ],
 )

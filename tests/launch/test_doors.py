@@ -125,8 +125,8 @@ def test_the_status_of_a_recipe_has_a_line_for_each_stage(
     shown = here(capsys, monkeypatch, "launch/status.py", "--recipe", "quickstart", f"runs={tmp_path}").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in shown[1:-1]}
     assert list(rows)[-4:] == ["quickstart-32px", "judge-32px", "quickstart-64px", "judge-64px"]
-    assert rows["quickstart-32px"] == ["failed", "350", "of", "700", "249.5"]
-    assert rows["quickstart-64px"] == ["not", "started", "0", "of", "1,300"]
+    assert rows["quickstart-32px"] == ["failed", "350", "of", "500", "249.5"]
+    assert rows["quickstart-64px"] == ["not", "started", "0", "of", "700"]
     assert rows["judge-64px"] == ["not", "started"]
     assert shown[-1] == "quickstart-32px crashed last: [killed]"
 
