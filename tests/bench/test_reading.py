@@ -70,11 +70,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return write
 
 
-def run(python: Path, script: str, *arguments: str) -> dict[str, float]:
+def run(python: Path, script: str, *arguments: str, batch: int = 64) -> dict[str, float]:
     """What a way of reading prints at its end."""
     done = subprocess.run(
         [str(python), str(WAYS / script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "BATCH": str(batch)},
         capture_output=True,
         text=True,
         check=False,
@@ -147,12 +147,12 @@ def others(folder: Path) -> dict[str, tuple[Path, str, list[str]]]:
     return found
 
 
-def medians(ways: dict[str, tuple[Path, str, list[str]]], rounds: int) -> dict[str, dict[str, float]]:
+def medians(ways: dict[str, tuple[Path, str, list[str]]], rounds: int, batch: int) -> dict[str, dict[str, float]]:
     """Medians of what each way printed, the ways taking turns."""
     told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (python, script, arguments) in ways.items():
-            told[name].append(run(python, script, *arguments))
+            told[name].append(run(python, script, *arguments, batch=batch))
     return {name: {key: statistics.median(one[key] for one in many) for key in many[0]} for name, many in told.items()}
 
 
@@ -166,9 +166,10 @@ def report(name: str, lines: list[str]) -> None:
 
 @pytest.mark.bench
 @pytest.mark.parametrize(
-    ("resolution", "states", "rounds"), [(512, False, 5), (256, False, 3), (512, True, 3), (256, True, 3)]
+    ("resolution", "states", "batch", "rounds"),
+    [(512, False, 64, 5), (512, False, 256, 5), (256, False, 64, 3), (512, True, 64, 3), (256, True, 64, 3)],
 )
-def test_warm_samples_per_second(make: Make, resolution: int, states: bool, rounds: int) -> None:
+def test_warm_samples_per_second(make: Make, resolution: int, states: bool, batch: int, rounds: int) -> None:
     folder = make(resolution, states)
     cool(folder)
     sequential(folder)  # into the page cache as a storage fills it: in large pieces
@@ -180,13 +181,13 @@ def test_warm_samples_per_second(make: Make, resolution: int, states: bool, roun
         "webdataset": (mine, "stock.py", [str(folder)]),
         "copy of fresh mapping": (mine, "limits.py", [str(folder), "mapped"]),
         "copy in memory": (mine, "limits.py", [str(folder), "memory"]),
-        **(others(folder) if (resolution, states) == (512, False) else {}),
+        **(others(folder) if (resolution, states, batch) == (512, False, 64) else {}),
     }
-    found = medians(ways, rounds)
+    found = medians(ways, rounds, batch)
     rates = {name: one["samples"] / one["cpu"] for name, one in found.items()}
     ours = rates["bigdiff, 1 thread"]
     lines = [f"{resolution} px moments, {'ids and text states' if states else 'ids'}: samples per second of CPU time"]
-    lines += [f"shuffled, in batches of 64, every sample checked (xxh3), page cache warm; medians of {rounds} rounds"]
+    lines += [f"shuffled, batches of {batch}, every sample checked (xxh3), page cache warm; medians of {rounds} rounds"]
     lines += [f"{name:24}{rate:10,.0f}   bigdiff is {ours / rate:6.2f} times" for name, rate in rates.items()]
     lines += ["kept in memory: 1 thread, second epoch; every sample was checked once, when it was read in the first"]
     kept = rates["bigdiff, kept in memory"]
@@ -195,8 +196,8 @@ def test_warm_samples_per_second(make: Make, resolution: int, states: bool, roun
     lines += ["it is " + ", ".join(f"{kept / rates[name]:.2f} {words}" for name, words in shares.items())]
     for name in ("bigdiff, 1 thread", "bigdiff, kept in memory"):
         one = found[name]
-        lines += [f"main thread per step of 64: {1e3 * one['main'] / one['steps']:.3f} ms ({name})"]
-    report(f"reading-{resolution}px{'-states' if states else ''}", lines)
+        lines += [f"main thread per step of {batch}: {1e3 * one['main'] / one['steps']:.3f} ms ({name})"]
+    report(f"reading-{resolution}px{'-states' if states else ''}{'' if batch == 64 else f'-batch-{batch}'}", lines)
 
 
 @pytest.mark.bench

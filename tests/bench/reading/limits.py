@@ -6,6 +6,7 @@ mapped afresh, as bytes that no one has touched are: the least that a reader of 
 
 import json
 import mmap
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-BATCH = 64
+BATCH = int(os.environ["BATCH"])
 
 
 def copy(sources: list[np.ndarray], places: list[tuple[int, int]], ring: list[np.ndarray]) -> None:

@@ -4,6 +4,7 @@ With so many GB the first time keeps the samples in memory, from where the secon
 """
 
 import json
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from bigdiff.data.latents import LatentReader, LatentSet
 from bigdiff.data.mixture import Source
 from bigdiff.data.stream import Ahead, Slice, batches
 
-BATCH = 64
+BATCH = int(os.environ["BATCH"])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Stock webdataset over the same tars: `stock.py SET`. Members are decoded by safetensors, batches stacked by numpy."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 import webdataset as wds
 
-BATCH = 64
+BATCH = int(os.environ["BATCH"])
 
 
 def read(tars: list[str]) -> int:

@@ -1,6 +1,7 @@
 """LitData over its own format: `with_litdata.py prepare SET OUT` or `with_litdata.py read OUT shuffled|in-order`."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 import webdataset as wds
 
-BATCH = 64
+BATCH = int(os.environ["BATCH"])
 
 
 def load(tar: str):  # noqa: ANN201 (runs in another environment)

@@ -1,6 +1,7 @@
 """MosaicML Streaming over its MDS: `with_streaming.py prepare SET OUT` or `with_streaming.py read OUT shuffled`."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import safetensors.numpy
 import streaming
 import webdataset as wds
 
-BATCH = 64
+BATCH = int(os.environ["BATCH"])
 
 
 def main() -> None:
