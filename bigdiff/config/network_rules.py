@@ -157,6 +157,10 @@ def data_rules(stage: Stage) -> Rules:
             f"data.memory_gb={data.memory_gb} must not be negative; 0 keeps nothing in memory",
         ),
         (
+            0 < data.memory_gb < 0.001,
+            f"data.memory_gb={data.memory_gb} is less than a megabyte: give more, or 0 to keep nothing in memory",
+        ),
+        (
             data.memory_gb != 0 and on_images(data),
             f"data.memory_gb={data.memory_gb} has no effect on pictures, which are decoded anew: leave it out",
         ),

@@ -133,10 +133,10 @@ class Announcer:
         return step + len(found)
 
     def _there(self, step: int, last: int, known: Wish) -> bool:
-        steps = np.unique(np.linspace(step, last - 1, PROBES).astype(np.int64)).tolist()
-        size = self.part[1] - self.part[0]
-        offsets = [self.part[0] + number * size // len(steps) for number in range(len(steps))]
-        some = [self.course.locate(number, at, at + 1) for number, at in zip(steps, offsets, strict=True)]
+        begin, size = self.part[0], self.part[1] - self.part[0]
+        probes = np.unique(np.linspace(0, (last - step) * size - 1, PROBES).astype(np.int64)).tolist()
+        places = [(step + probe // size, begin + probe % size) for probe in probes]
+        some = [self.course.locate(number, at, at + 1) for number, at in places]
         if not _shards(some) <= known:
             return False
         with self.reader.spans(joined(some)) as spans:

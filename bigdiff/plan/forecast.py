@@ -140,7 +140,8 @@ def forecast(stage: Stage, cluster: Cluster, nodes: Sequence[int], given: Basis)
         plain=Image(flops=flops.per_image(stage), activations=activations.per_image(stage, half)),
         auto=recomputing.counted(stage, half) if stage.engine.gradient_checkpointing == AUTO else None,
     )
-    weights, memory = known.weights, 1e9 * stage.engine.memory_gb or (given.device.memory if given.device else 0.0)
+    weights, limits = known.weights, (1e9 * stage.engine.memory_gb, given.device.memory if given.device else 0.0)
+    memory = min(filter(None, limits), default=0.0)
     rows: list[Row] = []
     assumed: list[str] = []
     for number in nodes:

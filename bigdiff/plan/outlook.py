@@ -146,6 +146,8 @@ def _better(rows: Sequence[Row], given: Basis) -> list[RenderableType]:
     doubts = []
     if given.gpu and any(better.setting.sharding == "overlapped" for _, better in found):
         doubts.append("no GPU has run engine.sharding=overlapped yet")
+    if given.probe and any(better.setting.sharding != row.stage.engine.sharding for row, better in found):
+        doubts.append("the probe's passes and update are the measured engine's")
     if not all(better.fits for _, better in found):
         doubts.append("no memory is known to hold them against")
     lines = [

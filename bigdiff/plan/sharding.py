@@ -76,18 +76,14 @@ def better(
 
 
 def _settings(stage: Stage, weights: Weights, ranks: int, per_node: int) -> Iterator[Setting]:
-    """Those that may take the place of the stage's own; a group divides a node, or is of whole ones.
-
-    DeepSpeed's is not tried in place of ours, than which the model has it slower wherever the groups may be chosen.
-    """
+    """Those that may take the place of the stage's own; a group divides a node, or is of whole ones."""
     engine = stage.engine
     if engine.zero_stage == 0:
         return
     own = engine.bucket_elements
     elements = list(dict.fromkeys([own, *(buckets.sizes(engine.zero_stage, weights, ranks) if ranks > 1 else [])]))
-    if engine.sharding == "deepspeed":
-        for size in elements:
-            yield Setting(sharding="deepspeed", shard_ranks=0, bucket_elements=size)
+    for size in elements:
+        yield Setting(sharding="deepspeed", shard_ranks=0, bucket_elements=size)
     if engine.zero_stage == 3:
         return
     kept = sharing(stage, ranks) if engine.sharding == "overlapped" else 0

@@ -1,6 +1,7 @@
 """The benchmark of a step on a small UNet, all but its rates; and how it names the kernels of a GPU."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent
 ENGINES = """
@@ -97,9 +99,9 @@ leave()
 def stepping() -> Iterator[Any]:
     sys.path.insert(0, str(FOLDER))
     import stepping
-    from stepping import kernels, table
+    from stepping import kernels, table, taken
 
-    assert kernels and table
+    assert kernels and table and taken
     yield stepping
     sys.path.remove(str(FOLDER))
 
@@ -191,3 +193,13 @@ def test_a_result_that_lacks_something_is_told(stepping: Any) -> None:
 )
 def test_a_kernel_has_the_class_of_what_called_it(stepping: Any, kind: str, kernel: str, callers: list[str]) -> None:
     assert stepping.kernels.classified(kernel, callers) == kind
+
+
+def test_a_weight_that_moves_where_it_should_not_is_told(stepping: Any) -> None:
+    one, nan = torch.ones(3), torch.full((3,), math.nan)
+    moved = stepping.taken.moved
+    assert moved({"w": one}, {"w": one.clone()}, {"w": one.clone()}) == {"w": 0.0}
+    assert moved({"w": one}, {"w": one + 0.1}, {"w": one.clone()}) == {"w": math.inf}
+    assert math.isnan(moved({"w": one + 1}, {"w": nan}, {"w": one})["w"])
+    for found in (one + 0.1, nan):
+        assert stepping.taken.far(moved({"w": one}, {"w": found}, {"w": one.clone()}), 1e-5, "updates")

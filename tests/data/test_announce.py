@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bigdiff.data.announce import PAGE, Announcer
+from bigdiff.data.announce import PAGE, PROBES, Announcer
 from bigdiff.data.course import Course, Picks
 from bigdiff.data.damage import Quarantine
 from bigdiff.data.latents import LatentReader, LatentSet
@@ -203,6 +203,19 @@ def read(one: LatentSet, lines: list[str], size: int) -> Iterator[object]:
     with closing(stream):
         for (batch,) in stream:
             yield batch.consumed, batch.moments.sum().item()
+
+
+def test_a_large_step_is_probed_at_several_samples(reader: Told) -> None:
+    """One alone may be kept in memory (data.memory_gb), or taken down, and says nothing of the others."""
+    path = course(reader.sets[0])
+    one = Announcer(reader, path, (0, TOTAL), 0, 0)
+    with one:
+        one._there(3, 4, frozenset(EVERYTHING))
+        assert reader.asked == places(path, 3, 4)
+        reader.asked.clear()
+        one._there(0, 12, frozenset(EVERYTHING))
+    probed = [places(path, 0, 12).index(pair) for pair in reader.asked]
+    assert len(probed) == PROBES and probed == sorted(probed) and max(np.diff(probed)) <= TOTAL
 
 
 def test_the_page_cache_gets_what_comes_next(

@@ -115,7 +115,7 @@ def test_many_threads_keep_each_sample_once_and_whole(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(length + count)
     (tmp_path / "file").write_bytes(content)
     expected = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), length)[:count]
-    rows, start, wrong = np.arange(count), Barrier(threads), []
+    rows, start, wrong = np.arange(count), Barrier(threads, timeout=60), []
     with ExitStack() as stack:
         arenas = [stack.enter_context(Arena(2 * count * length)) for _ in range(rounds)]
         places = [stack.enter_context(place(tmp_path / "file", list(rows), length, arena=one)) for one in arenas]

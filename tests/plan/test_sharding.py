@@ -94,7 +94,7 @@ def test_a_zero_stage_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("ranks", [2, 8, 64, 512])
 @pytest.mark.parametrize("fabric", [FABRIC, replace(FABRIC, between=4e9), replace(FABRIC, latency=2e-3)])
 def test_no_setting_of_deepspeeds_is_before_the_best_of_ours(ranks: int, fabric: Fabric) -> None:
-    """So that it is not tried in place of ours, even with a host that has the same work."""
+    """With one pass a step, even with a host that has the same work."""
     on = {kind: replace(one, fabric=fabric) for kind, one in machines(floor=0.0).items()}
     one = stage(ranks)
     theirs = [replace(one, engine=replace(one.engine, bucket_elements=size)) for size in (20_000_000, 10**8, 10**9)]
@@ -106,3 +106,15 @@ def test_no_setting_of_deepspeeds_is_before_the_best_of_ours(ranks: int, fabric:
     ]
     least = min(predict(each, SD, ranks, on["overlapped"]).seconds for each in ours)
     assert least <= min(predict(each, SD, ranks, on["deepspeed"]).seconds for each in theirs)
+
+
+def test_deepspeeds_is_named_where_it_reduces_once_for_several_passes() -> None:
+    """Of ZeRO-1 in fp32, whose gradients ours sends behind every pass."""
+    slow, ranks = replace(FABRIC, between=1e9), 16
+    on = {kind: replace(one, fabric=slow) for kind, one in machines(floor=0.0).items()}
+    one = stage(ranks, "engine.sharding=overlapped", "engine.precision=fp32", "engine.zero_stage=1", "batch.total=512")
+    named = found(one, ranks, on)
+    theirs = [each for each in named if each.sharding == "deepspeed"]
+    assert theirs and theirs[0].words(one.engine)[0] == "engine.sharding=deepspeed"
+    own = predict(one, SD, ranks, on["overlapped"])
+    assert predict(theirs[0].of(one), SD, ranks, on["deepspeed"]).efficiency(own) >= 1 + GAIN

@@ -1,4 +1,4 @@
-"""What copying as many bytes costs at least: `limits.py SET memory|mapped`.
+"""What copying as many bytes costs at least: `limits.py SET memory|mapped`, $BATCH samples a step.
 
 `memory`: random members of the set, all in this process's memory, to a batch. `mapped`: the same out of files that are
 mapped afresh, as bytes that no one has touched are: the least that a reader of files can do.

@@ -1,6 +1,6 @@
 """This project's reader: `ours.py SET THREADS [GB]` reads the set once to warm up and once more; prints what that took.
 
-With so many GB the first time keeps the samples in memory, from where the second has them.
+With so many GB the first time keeps the samples in memory, from where the second has them. $BATCH samples a step.
 """
 
 import json
@@ -31,6 +31,7 @@ def main() -> None:
         for _ in range(steps):
             next(stream)
         cpu, wall, mine = time.process_time(), time.perf_counter(), time.thread_time()
+        assert arena is None or (arena.used and not arena.full), "all are kept"
         total = 0.0
         for _ in range(steps):
             (batch,) = next(stream)

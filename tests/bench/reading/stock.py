@@ -1,4 +1,4 @@
-"""Stock webdataset over the same tars: `stock.py SET`. Members are decoded by safetensors, batches stacked by numpy."""
+"""Stock webdataset over the same tars: `stock.py SET`. safetensors decodes members, numpy stacks batches of $BATCH."""
 
 import json
 import os

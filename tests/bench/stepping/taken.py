@@ -112,9 +112,12 @@ def moved(expected: dict[str, nn.Parameter], found: Named, before: Named) -> dic
     rounding = 2 * torch.finfo(torch.float32).eps
     told = {}
     for name, one in expected.items():
-        off = max(0.0, float((found[name] - one.detach()).norm()) - rounding * float(one.detach().norm()))
+        off = float((found[name] - one.detach()).norm()) - rounding * float(one.detach().norm())
         way = float((one.detach() - before[name]).norm())
-        told[name] = off / way if way or off else 0.0
+        if off <= 0:
+            told[name] = 0.0
+        else:  # a NaN, too
+            told[name] = off / way if way else math.inf
     return told
 
 

@@ -91,8 +91,10 @@ class Trainers:
         return self.ours[sharding(name)]
 
     def turn(self, name: str, steps: int) -> None:
+        one = self.script if name == SCRIPT else self.of(name)
+        assert one is not None, "the variants name the script"
         for _ in range(steps):
-            (self.script if name == SCRIPT and self.script else self.of(name)).step()
+            one.step()
 
     def switch(self, name: str) -> None:
         if name != SCRIPT:
