@@ -157,8 +157,8 @@ def data_rules(stage: Stage) -> Rules:
             f"data.memory_gb={data.memory_gb} must not be negative; 0 keeps nothing in memory",
         ),
         (
-            0 < data.memory_gb < 0.001,
-            f"data.memory_gb={data.memory_gb} is less than a megabyte: give more, or 0 to keep nothing in memory",
+            0 < data.memory_gb < 1e-6,
+            f"data.memory_gb={data.memory_gb} is less than a kilobyte: give more, or 0 to keep nothing in memory",
         ),
         (
             data.memory_gb != 0 and on_images(data),

@@ -127,6 +127,7 @@ def test_settings_of_text_and_of_none_are_refused_where_they_are_not(options: li
             "data.disk_ahead_gb=0.0 has no effect without a set in a folder",
         ),
         (["data.memory_gb=-1"], "data.memory_gb=-1.0 must not be negative; 0 keeps nothing in memory"),
+        (["data.memory_gb=1e-10"], "data.memory_gb=1e-10 is less than a kilobyte: give more, or 0 to keep nothing"),
         (["data.memory_gb=.inf"], "data.memory_gb=inf must not be negative"),
         (["data.memory_gb=.nan"], "data.memory_gb=nan must not be negative"),
         ([*PICTURES, "data.memory_gb=8"], "data.memory_gb=8.0 has no effect on pictures"),
