@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from threading import Condition, Thread
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -54,14 +53,6 @@ class Announcer:
         self._thread = Thread(target=self._run, name="stream-announce", daemon=True) if size else None
         if self._thread is not None:
             self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def want(self, shards: Iterable[tuple[int, int]]) -> None:
         """(source, shard) that may be opened now; steps that read others wait."""

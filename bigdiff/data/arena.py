@@ -10,8 +10,7 @@ import mmap
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -62,21 +61,12 @@ class Arena:
             raise UsageError(
                 f"data.memory_gb={size / 1e9:g}: the system refuses a process so much memory ({error}): lower it"
             ) from error
-        # fewer of them are to be cleared and looked up
-        with suppress(OSError, AttributeError):  # a kernel, or a system, that has none
+        with suppress(OSError, AttributeError):  # a kernel, or a system, without larger pages
             mapped.madvise(mmap.MADV_HUGEPAGE)
         self._memory: npt.NDArray[np.uint8] | None = np.frombuffer(mapped, np.uint8)
         self._room = Room(self._memory.ctypes.data, size, 0)
         self._shards: dict[tuple[str, bytes], Kept] = {}
         self._lock = Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def used(self) -> int:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Generic, Protocol, TypeVar
@@ -152,7 +152,7 @@ def batches(
     announced = ahead.disk_bytes if reader.on_disk else 0
     with (
         ThreadPoolExecutor(ahead.threads, thread_name_prefix="stream") as pool,
-        Announcer(reader, course, (part.begin, part.end), first, announced) as disk,
+        closing(Announcer(reader, course, (part.begin, part.end), first, announced)) as disk,
     ):
         work, located = _Work(reader, course, part, ahead, quarantine, pool, disk), _located(course, part, first)
         asked = pool.submit(work.ask, step, step)

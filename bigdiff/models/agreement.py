@@ -83,7 +83,7 @@ def known(denoiser: Denoiser, sample: Sample) -> Known:
 
 def gradients(denoiser: Denoiser, sample: Sample) -> Pass:
     """Loss and gradients of the network as it is; no `grad` is touched, and no hook that waits for one is called."""
-    loss = _loss(denoiser(*_inputs(denoiser, sample)), sample.target)
+    loss = squared_error(denoiser(*inputs(denoiser, sample)), sample.target)
     weights = denoiser.trained()
     found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     return Pass(loss=loss.detach(), gradients=dict(zip(weights, found, strict=True)))
@@ -91,7 +91,7 @@ def gradients(denoiser: Denoiser, sample: Sample) -> Pass:
 
 def exact(denoiser: Denoiser, sample: Sample) -> Pass:
     """The same in the next wider type, from the same rounded weights and text, one sample at a time."""
-    kind, count, given = WIDER[denoiser.unet.dtype], len(sample.noisy), _inputs(denoiser, sample)
+    kind, count, given = WIDER[denoiser.unet.dtype], len(sample.noisy), inputs(denoiser, sample)
     weights: dict[str, torch.Tensor] = {
         name: nn.Parameter(one.detach().to(kind), requires_grad=one.requires_grad)
         for name, one in denoiser.named_parameters()
@@ -101,8 +101,8 @@ def exact(denoiser: Denoiser, sample: Sample) -> Pass:
     total = torch.zeros((), device=sample.noisy.device, dtype=kind)
     for row in range(count):
         rows = slice(row, row + 1)
-        inputs = (sample.target[rows], *(one[rows] for one in given))
-        total += functional_call(both, prefixed, inputs) / count
+        some = (sample.target[rows], *(one[rows] for one in given))
+        total += functional_call(both, prefixed, some) / count
     found = {name: one.grad for name, one in weights.items() if one.requires_grad}
     return Pass(
         loss=total,
@@ -120,7 +120,7 @@ class _Both(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, target: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        loss = _loss(self.denoiser(*inputs), target)
+        loss = squared_error(self.denoiser(*inputs), target)
         torch.autograd.backward(loss)
         return loss.detach()
 
@@ -144,13 +144,14 @@ def apart(found: Pass, exact: Pass) -> float:
     return error / norm
 
 
-def _inputs(denoiser: Denoiser, sample: Sample) -> tuple[torch.Tensor, ...]:
+def inputs(denoiser: Denoiser, sample: Sample) -> tuple[torch.Tensor, ...]:
     """What the network is called with, rounded as it will be, so that no rounding of the input counts as an error."""
     given = (sample.noisy, sample.timesteps, *(() if sample.text is None else (sample.text,)))
     return tuple(one.to(denoiser.unet.dtype) if one.is_floating_point() else one for one in given)
 
 
-def _loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean, a scalar in fp32 or wider."""
     kind = torch.promote_types(prediction.dtype, torch.float32)
     return (prediction.to(kind) - target).pow(2).mean()
 

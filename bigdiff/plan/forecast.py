@@ -214,11 +214,10 @@ def _planned(stage: Stage, on: Ranks, known: _Known) -> _Planned:
 
 def _better(stage: Stage, on: Ranks, known: _Known, own: _Planned, first: Step) -> Better | None:
     """The best setting of the sharding that fits, planned as the stage's own is, where it is worth a name."""
-    kinds: tuple[Sharding, ...] = ("deepspeed", "overlapped")
-    machines: dict[Sharding, Machine] = {}
-    for kind in kinds:
-        one = replace(stage, engine=replace(stage.engine, sharding=kind))
-        machines[kind], _ = described(one, known.cluster, known.given, own.image, len(known.weights.sizes))
+    other: Sharding = "overlapped" if stage.engine.sharding == "deepspeed" else "deepspeed"
+    one = replace(stage, engine=replace(stage.engine, sharding=other))
+    machine, _ = described(one, known.cluster, known.given, own.image, len(known.weights.sizes))
+    machines = {stage.engine.sharding: own.machine, other: machine}
     for setting in sharding.better(stage, known.weights, on.count, known.cluster.processes_per_node, machines):
         planned = _planned(setting.of(stage), on, known)  # with auto it may recompute more than the stage's own
         gains = planned.step.efficiency(own.step) >= 1 + sharding.GAIN

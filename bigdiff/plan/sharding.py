@@ -34,10 +34,6 @@ class Setting:
         engine = replace(stage.engine, sharding=sharding, shard_ranks=ranks, bucket_elements=bucket)
         return replace(stage, engine=engine)
 
-    def group(self, ranks: int) -> int:
-        """How many ranks share the optimizer's state."""
-        return min(self.shard_ranks or ranks, ranks)
-
     def words(self, engine: Engine) -> tuple[str, ...]:
         """What it changes of `engine`, as overrides."""
         names = ("sharding", "shard_ranks", "bucket_elements")
@@ -59,14 +55,15 @@ def better(
     own = predict(stage, weights, ranks, machines[stage.engine.sharding])
     found = {}
     for setting in _settings(stage, weights, ranks, per_node):
-        pace = machines[setting.sharding].pace
-        compute, update = own.passes * pace.passed(own.micro), pace.element * weights.total / setting.group(ranks)
+        one, machine = setting.of(stage), machines[setting.sharding]
+        pace, group = machine.pace, sharing(one, ranks)
+        compute, update = own.passes * pace.passed(own.micro), pace.element * weights.total / group
         bound = replace(own, compute=compute, update=update, exposed=0.0)
         if bound.efficiency(own) < 1 + GAIN:  # whatever its buckets are; of few ranks no setting goes on from here
             continue
-        efficiency = predict(setting.of(stage), weights, ranks, machines[setting.sharding]).efficiency(own)
+        efficiency = predict(one, weights, ranks, machine).efficiency(own)
         if efficiency >= 1 + GAIN:
-            found[setting] = len(setting.words(stage.engine)), -setting.group(ranks), -efficiency
+            found[setting] = len(setting.words(stage.engine)), -group, -efficiency
     while found:
         most = max(-order[-1] for order in found.values())
         near = [setting for setting, order in found.items() if -order[-1] >= most * (1 - NEAR)]

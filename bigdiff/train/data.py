@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -46,7 +46,7 @@ def opened(data: Data) -> Iterator[Sets]:
         if on_images(data):
             yield [stack.enter_context(ImageSet(*one)) for one in found]
             return
-        arena = stack.enter_context(Arena(int(data.memory_gb * 1e9))) if data.memory_gb else None
+        arena = stack.enter_context(closing(Arena(int(data.memory_gb * 1e9)))) if data.memory_gb else None
         yield [stack.enter_context(LatentSet(*one, arena)) for one in found]
 
 

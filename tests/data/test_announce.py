@@ -91,7 +91,7 @@ def test_the_next_samples_are_asked_for_once_and_not_beyond_the_bound(reader: To
     path = course(reader.sets[0])
     sample = reader.layouts[BUCKETS[0]].total
     size = 6 * sample * (part[1] - part[0])  # six steps
-    with Announcer(reader, path, part, 2, size) as told:
+    with closing(Announcer(reader, path, part, 2, size)) as told:
         told.want(EVERYTHING)
         for reached in range(2, 14):
             told.reached(reached)
@@ -104,7 +104,7 @@ def test_the_next_samples_are_asked_for_once_and_not_beyond_the_bound(reader: To
 
 def test_what_was_consumed_is_left_out(reader: Told, cold: None) -> None:
     path = course(reader.sets[0])
-    with Announcer(reader, path, (0, TOTAL), 0, 1 << 20) as told:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, 1 << 20)) as told:
         told.reached(5)
         told.want(EVERYTHING)
         asked = quiet(reader, TOTAL)
@@ -115,7 +115,7 @@ def test_steps_whose_shards_are_not_wanted_wait(reader: Told, cold: None) -> Non
     path = course(reader.sets[0])
     first = path.ahead(0, 0, TOTAL, 0)
     turn = path.turnover(0, 0, TOTAL)
-    with Announcer(reader, path, (0, TOTAL), 0, 1 << 30) as told:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, 1 << 30)) as told:
         assert quiet(reader) == []
         told.want(first)
         asked = quiet(reader, (turn or 0) * TOTAL)
@@ -126,7 +126,7 @@ def test_steps_whose_shards_are_not_wanted_wait(reader: Told, cold: None) -> Non
 
 def test_a_course_ends(reader: Told, cold: None) -> None:
     path = course(reader.sets[0], repeat=1)
-    with Announcer(reader, path, (0, TOTAL), 0, 1 << 30) as told:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, 1 << 30)) as told:
         told.want(EVERYTHING)
         assert quiet(reader, (path.steps or 0) * TOTAL) == places(path, 0, path.steps or 0)
         assert ended(told)
@@ -136,7 +136,7 @@ def test_what_is_there_is_only_probed(reader: Told, folder: Path) -> None:
     for tar in folder.glob("*.tar"):
         tar.read_bytes()
     path = course(reader.sets[0], repeat=1)
-    with Announcer(reader, path, (0, TOTAL), 0, 1 << 30) as told:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, 1 << 30)) as told:
         told.want(EVERYTHING)
         asked = quiet(reader)
     assert len(asked) <= sum(SIZES) // 2 and set(asked) <= set(places(path, 0, path.steps or 0))
@@ -144,7 +144,7 @@ def test_what_is_there_is_only_probed(reader: Told, folder: Path) -> None:
 
 def test_a_step_above_the_bound_ends_it(reader: Told, cold: None) -> None:
     path = course(reader.sets[0])
-    with Announcer(reader, path, (0, TOTAL), 0, PAGE * TOTAL) as told:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, PAGE * TOTAL)) as told:
         told.want(EVERYTHING)
         assert quiet(reader, TOTAL) == places(path, 0, 1)
         assert ended(told)
@@ -156,14 +156,14 @@ def test_no_thread_is_left(reader: Told, wanted: list[Place]) -> None:
     with ExitStack() as stack:
         with (
             pytest.raises(KeyboardInterrupt),
-            Announcer(reader, course(reader.sets[0]), (0, TOTAL), 0, 1 << 18) as told,
+            closing(Announcer(reader, course(reader.sets[0]), (0, TOTAL), 0, 1 << 18)) as told,
         ):
             told.want(wanted)
             quiet(reader)
             raise KeyboardInterrupt
         stack.callback(told.close)  # again: nothing
     assert set(threading.enumerate()) == before
-    with Announcer(reader, course(reader.sets[0]), (0, TOTAL), 0, 0):
+    with closing(Announcer(reader, course(reader.sets[0]), (0, TOTAL), 0, 0)):
         assert set(threading.enumerate()) == before
 
 
@@ -208,8 +208,7 @@ def read(one: LatentSet, lines: list[str], size: int) -> Iterator[object]:
 def test_a_large_step_is_probed_at_several_samples(reader: Told) -> None:
     """One alone may be kept in memory (data.memory_gb), or taken down, and says nothing of the others."""
     path = course(reader.sets[0])
-    one = Announcer(reader, path, (0, TOTAL), 0, 0)
-    with one:
+    with closing(Announcer(reader, path, (0, TOTAL), 0, 0)) as one:
         one._there(3, 4, frozenset(EVERYTHING))
         assert reader.asked == places(path, 3, 4)
         reader.asked.clear()

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def test_batches_are_the_same_with_and_without(
 ) -> None:
     last, without = 3 * (SAMPLES + sum(OTHERS)) // TOTAL, Tombstones(entries=dead)
     with ExitStack() as stack:
-        arena = stack.enter_context(Arena(size))
+        arena = stack.enter_context(closing(Arena(size)))
         plain = [stack.enter_context(LatentSet(str(one), without)) for one in folders]
         kept = [stack.enter_context(LatentSet(str(one), without, arena=arena)) for one in folders]
         assert some(kept, window, 0, last, threads) == some(plain, window, 0, last)
@@ -99,7 +99,7 @@ def rchar() -> int:
 
 
 def test_what_is_kept_is_read_from_no_file(folder: Path) -> None:
-    with Arena(PLENTY) as arena, LatentSet(str(folder), arena=arena) as one, LatentSet(str(folder)) as other:
+    with closing(Arena(PLENTY)) as arena, LatentSet(str(folder), arena=arena) as one, LatentSet(str(folder)) as other:
         expected = some([other], 64, 0, 3 * SAMPLES // TOTAL)
         stream, found = steps([one], 64), []
         while len(found) < len(expected):
@@ -117,7 +117,7 @@ def test_what_is_kept_is_read_from_no_file(folder: Path) -> None:
 def test_what_is_kept_outlives_the_closing_of_its_shard(folder: Path) -> None:
     """A window of one shard: each is closed and opened again."""
     epoch = SAMPLES // TOTAL
-    with Arena(PLENTY) as arena, LatentSet(str(folder), arena=arena) as one:
+    with closing(Arena(PLENTY)) as arena, LatentSet(str(folder), arena=arena) as one:
         with LatentSet(str(folder)) as other:
             expected = some([other], 1, epoch, 2 * epoch)
         some([one], 1, 0, epoch)
@@ -133,7 +133,7 @@ def test_a_shard_that_is_broken_or_replaced_is_so_when_it_is_opened_again(
 ) -> None:
     """All processes must come to the same samples, whether they have kept some of it or not."""
     epoch, tar = SAMPLES // TOTAL, folder / "00003.tar"
-    with Arena(PLENTY) as arena, LatentSet(str(folder), arena=arena) as one:
+    with closing(Arena(PLENTY)) as arena, LatentSet(str(folder), arena=arena) as one:
         some([one], 64, 0, epoch)
         one.shards.keep_only([])
         if kind == "missing":
@@ -155,7 +155,7 @@ def test_a_shard_that_is_broken_or_replaced_is_so_when_it_is_opened_again(
 
 def test_the_disk_is_not_asked_for_what_is_kept(folder: Path) -> None:
     asked = 0
-    with Arena(3 * LINES) as arena, LatentSet(str(folder), arena=arena) as one:
+    with closing(Arena(3 * LINES)) as arena, LatentSet(str(folder), arena=arena) as one:
         some([one], 64, 0, SAMPLES // TOTAL)
         for shard, size in enumerate(SIZES):
             with one.shards.lease([shard]) as held:
@@ -177,7 +177,7 @@ def resident_bytes(address: int, size: int) -> int:
 
 def test_memory_grows_as_it_is_filled_and_is_given_back() -> None:
     huge = 1 << 21  # a page of the kernel's larger kind may be taken whole
-    with Arena(64 * huge) as arena:
+    with closing(Arena(64 * huge)) as arena:
         kept = arena.kept("a", memoryview(np.arange(3, dtype=np.uint64)))
         assert kept is not None and arena.kept("a", memoryview(np.arange(3, dtype=np.uint64))) is kept
         assert arena.kept("a", memoryview(np.arange(1, 4, dtype=np.uint64))) is not kept
@@ -192,7 +192,7 @@ def test_memory_grows_as_it_is_filled_and_is_given_back() -> None:
 
 
 def test_a_full_or_closed_memory_remembers_no_new_shards(folder: Path) -> None:
-    with Arena(2 * LINES) as arena, LatentSet(str(folder), arena=arena) as one:
+    with closing(Arena(2 * LINES)) as arena, LatentSet(str(folder), arena=arena) as one:
         some([one], 1, 0, 2)
         assert arena.full and arena.used == 2 * LINES
         assert arena.kept("new", memoryview(np.ones(5, np.uint64))) is None

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -80,7 +80,7 @@ def test_an_error_is_its_number(tmp_path: Path) -> None:
 def test_what_was_good_comes_out_of_memory_and_nothing_else_does(tmp_path: Path, content: bytes) -> None:
     lines, other = 704, np.random.default_rng(1).bytes(5000)
     rows = [0, 1, 2, 3, 0, 4]
-    with Arena(3 * lines) as arena, place(tmp_path / "file", [0, 17, 50, 90, 4990], arena=arena) as one:
+    with closing(Arena(3 * lines)) as arena, place(tmp_path / "file", [0, 17, 50, 90, 4990], arena=arena) as one:
         for row, change in ((1, 1 << 40), (4, 0)):  # bad: one by its checksum, one that the file is too short for
             ctypes.c_uint64.from_address(one.checksums + 8 * row).value ^= change
         bad, got, target = read([(one, row) for row in rows])
@@ -96,7 +96,7 @@ def test_what_was_good_comes_out_of_memory_and_nothing_else_does(tmp_path: Path,
 
 
 def test_without_room_samples_are_read_as_before(tmp_path: Path, content: bytes) -> None:
-    with Arena(2 * 704 + 703) as arena, place(tmp_path / "file", [0, 17, 50], arena=arena) as one:
+    with closing(Arena(2 * 704 + 703)) as arena, place(tmp_path / "file", [0, 17, 50], arena=arena) as one:
         for _ in range(2):
             bad, got, target = read([(one, 0), (one, 1), (one, 2)])
             assert (bad, got) == ([], [LENGTH] * 3) and arena.full
@@ -106,7 +106,7 @@ def test_without_room_samples_are_read_as_before(tmp_path: Path, content: bytes)
 
 
 def test_short_samples_are_not_kept(tmp_path: Path, content: bytes) -> None:
-    with Arena(5000) as arena, place(tmp_path / "file", [0, 17], SHORT, arena=arena) as one:
+    with closing(Arena(5000)) as arena, place(tmp_path / "file", [0, 17], SHORT, arena=arena) as one:
         assert read([(one, 0), (one, 1)], SHORT)[:2] == ([], [SHORT] * 2) and arena.used == 0
 
 
@@ -117,7 +117,7 @@ def test_many_threads_keep_each_sample_once_and_whole(tmp_path: Path) -> None:
     expected = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), length)[:count]
     rows, start, wrong = np.arange(count), Barrier(threads, timeout=60), []
     with ExitStack() as stack:
-        arenas = [stack.enter_context(Arena(2 * count * length)) for _ in range(rounds)]
+        arenas = [stack.enter_context(closing(Arena(2 * count * length))) for _ in range(rounds)]
         places = [stack.enter_context(place(tmp_path / "file", list(rows), length, arena=one)) for one in arenas]
 
         def run() -> None:

@@ -83,7 +83,7 @@ errors, plain = ([agreement.distances(one, other.exact) for one, other in zip(ea
 for name in errors[0]:
     ours, torchs = (math.hypot(*(one[name] for one in each)) / math.sqrt(len(each)) for each in (errors, plain))
     assert ours <= known[0].tolerance + 2 * torchs, (name, ours, torchs)
-seen, left = set(), [network(*agreement._inputs(network, samples[0])).grad_fn]
+seen, left = set(), [network(*agreement.inputs(network, samples[0])).grad_fn]
 while left:
     node = left.pop()
     if node is not None and node not in seen:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bigdiff.config.engine_rules import sharing
 from bigdiff.config.errors import UsageError
 from bigdiff.config.load import load_cluster, load_stage
 from bigdiff.config.schema import Stage
@@ -89,7 +90,9 @@ def test_what_does_not_fit_is_not_named() -> None:
 
     assert within(peak(planned.parts) + 1) == whole.better
     other = within(peak(planned.parts) - 2 * 10**8)  # more than smaller buckets save
-    assert other is not None and other.setting.group(512) > whole.better.setting.group(512)
+    assert other is not None
+    mine, first = (sharing(one.setting.of(load_stage("512px")), 512) for one in (other, whole.better))
+    assert mine > first
     (fits,) = forecast(other.setting.of(load_stage("512px")), CLUSTER, (64,), given).rows
     assert peak(fits.parts) < peak(planned.parts) and other.step == fits.step
     assert peak(whole.parts) < peak(fits.parts) and within(peak(whole.parts) + 1) is None

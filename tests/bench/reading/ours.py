@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 from bigdiff.data.arena import Arena
 from bigdiff.data.course import Course
@@ -20,7 +20,7 @@ BATCH = int(os.environ["BATCH"])
 
 
 def main() -> None:
-    memory = Arena(int(float(sys.argv[3]) * 1e9)) if len(sys.argv) > 3 else nullcontext()
+    memory = closing(Arena(int(float(sys.argv[3]) * 1e9))) if len(sys.argv) > 3 else nullcontext()
     with memory as arena, LatentSet(sys.argv[1], arena=arena) as opened:
         source = Source(name="set", sizes=opened.manifest.sizes)
         course = Course(sources=(source,), seed=0, window=64, lanes=1, total=BATCH)

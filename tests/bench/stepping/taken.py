@@ -56,7 +56,7 @@ def differing(engine: Engine, optim: Optim, samples: Sequence[Sample]) -> str:
         engine.settle()
         plain = averaged(agreement.gradients(denoiser, sample))
         norm = math.hypot(*(float(one.norm()) for one in plain.gradients.values()))
-        engine.backward((engine(*given(sample)).float() - sample.target).pow(2).mean())
+        engine.backward(agreement.squared_error(engine(*agreement.inputs(denoiser, sample)), sample.target))
         stepped = engine.step(number)
         assert stepped is not None, "one pass a step"
         for name, one in first_moment(engine).items():
@@ -80,11 +80,6 @@ def unequal(plain: Pass, norm: float, weights: dict[str, nn.Parameter], clip: fl
     expected = Pass(loss=plain.loss, gradients={name: factor * one for name, one in plain.gradients.items()})
     reached = Pass(loss=plain.loss, gradients={name: one.grad for name, one in weights.items() if one.grad is not None})
     return far(agreement.distances(reached, expected), tolerance, "gradients")
-
-
-def given(sample: Sample) -> tuple[Tensor, ...]:
-    """The network's inputs."""
-    return sample.noisy, sample.timesteps, *(() if sample.text is None else (sample.text,))
 
 
 def masters(engine: Engine) -> Named:
